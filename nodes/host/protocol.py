@@ -1,0 +1,150 @@
+"""What the nodes ask of the program they run in: folders, models, pictures, progress and cancel.
+
+Two hosts implement :class:`Host`: ``host/comfy.py`` inside ComfyUI and ``host/local.py`` without it. The nodes hold no
+other knowledge of either. The MODEL, CLIP, VAE, CONDITIONING and LATENT objects that pass through these methods are
+the host's own; a node hands them on and never looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...core.files import Roots
+    from ...core.progress import Progress
+    from ...families._base import Base
+
+MODEL: TypeAlias = Any
+CLIP: TypeAlias = Any
+VAE: TypeAlias = Any
+CONDITIONING: TypeAlias = Any
+LATENT: TypeAlias = Any
+
+PICO_NAME = "pico (built in)"
+"""Entry of the checkpoint and tagger lists that stands for the small files shipped in ``pico/assets``."""
+
+SETTINGS_FILE = "settings.json"
+"""File in :meth:`Host.user_dir` in which the owner of the machine lists further data set folders (key ``roots``)."""
+
+
+@runtime_checkable
+class Host(Protocol):
+    """Everything that differs between ComfyUI and a run without it."""
+
+    name: str
+    """"comfyui" or "local", for manifests and reports."""
+
+    # folders ---------------------------------------------------------------------------------------------------
+    def roots(self) -> Roots:
+        """The folders a workflow may name: keys "input", "output", "datasets", "models", "extra" (settings file)."""
+
+    def output_dir(self) -> Path:
+        """Folder of finished results; run directories and grids go to ``<output>/atelier/``."""
+
+    def input_dir(self) -> Path:
+        """Folder of input pictures; drawn data sets go to ``<input>/atelier-pico/``."""
+
+    def temp_dir(self) -> Path:
+        """Folder of previews, emptied by the host when it starts."""
+
+    def user_dir(self) -> Path:
+        """The pack's own folder below the user folder (settings), never served over HTTP."""
+
+    def cache_dir(self) -> Path:
+        """Folder of things that can be computed again (latents)."""
+
+    def loras_dir(self) -> Path:
+        """The first ``loras`` folder: where a finished LoRA is written so that every LoRA loader lists it."""
+
+    # names of files --------------------------------------------------------------------------------------------
+    def checkpoint_names(self) -> list[str]:
+        """Names for the base combo, :data:`PICO_NAME` last."""
+
+    def checkpoint_path(self, name: str) -> Path:
+        """Path of a checkpoint by its name.
+
+        Raises:
+            InputError: the name is not in :meth:`checkpoint_names`; the nearest names are listed.
+        """
+
+    def lora_names(self) -> list[str]:
+        """Names of the LoRA files, subfolders with forward slashes."""
+
+    def lora_path(self, name: str) -> Path:
+        """Path of a LoRA file by its name; raises InputError as :meth:`checkpoint_path` does."""
+
+    def tagger_names(self) -> list[str]:
+        """Names of the taggers: folders or ``.onnx`` files below the ``taggers`` model folder, :data:`PICO_NAME` last."""
+
+    def tagger_path(self, name: str) -> Path:
+        """Folder (or ``.onnx`` file) of a tagger by its name; raises InputError as :meth:`checkpoint_path` does."""
+
+    def tokenizer_dirs(self) -> Sequence[Path]:
+        """Folders that may hold a CLIP-L tokenizer (vocab.json and merges.txt), first the host's own copy."""
+
+    # running ---------------------------------------------------------------------------------------------------
+    def device(self) -> torch.device:
+        """Device to compute on."""
+
+    def progress(self, total_hint: int = 0) -> Progress:
+        """A progress reporter of the node that is running now; its ``check`` raises the host's own cancel exception."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """Around a training run: leave inference mode with gradients on, free the host's models before and ours after."""
+
+    # generation ------------------------------------------------------------------------------------------------
+    def load_base(self, base: Base) -> tuple[MODEL, CLIP, VAE]:
+        """Load a base as the host's own generation objects."""
+
+    def apply_lora(
+        self,
+        model: MODEL,
+        clip: CLIP | None,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        strength_model: float,
+        strength_clip: float,
+        stem_strengths: Mapping[str, float],
+    ) -> tuple[MODEL, CLIP | None]:
+        """Patched copies of model and clip; a stem's factor multiplies its part's strength, 1.0 where it has none.
+
+        With no factor other than 1.0 the result equals the host's own LoRA loader exactly. Strength 0 leaves the
+        object that was given.
+        """
+
+    def encode_prompt(self, clip: CLIP, text: str) -> CONDITIONING:
+        """Encode one prompt as the host's CLIPTextEncode does."""
+
+    def sample(
+        self,
+        model: MODEL,
+        positive: CONDITIONING,
+        negative: CONDITIONING,
+        *,
+        width_px: int,
+        height_px: int,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler: str,
+        scheduler: str,
+        denoise: float = 1.0,
+    ) -> LATENT:
+        """Sample one picture's latent from an empty latent exactly as the host's KSampler does."""
+
+    def decode(self, vae: VAE, latent: LATENT) -> torch.Tensor:
+        """Decode to IMAGE: float [b, height, width, 3] in 0..1 on the CPU."""
+
+    def samplers(self) -> list[str]:
+        """Sampler names for combos, "euler" among them."""
+
+    def schedulers(self) -> list[str]:
+        """Scheduler names for combos, "normal" among them."""
+
+    def metadata_disabled(self) -> bool:
+        """True when the owner asked that workflows are not written into pictures."""
