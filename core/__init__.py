@@ -1,0 +1,1 @@
+"""What every room stands on: errors, documented parameters, files, tensors, seeds, caches, progress."""
