@@ -1,0 +1,77 @@
+"""What both hosts do alike: the files shipped with the pack, the owner's settings, names of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...core.errors import FormatError, InputError, unknown_name
+from ...core.files import read_json
+from .protocol import SETTINGS_FILE
+
+ASSETS = Path(__file__).resolve().parents[2] / "pico" / "assets"
+PICO_BASE = ASSETS / "pico-base.safetensors"
+PICO_TAGGER = ASSETS / "pico-tagger"
+CHECKPOINT_SUFFIXES = (".safetensors", ".sft")
+
+
+def shipped(path: Path) -> Path:
+    """A file or folder shipped with the pack.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if not path.exists():
+        raise InputError(f"{path.name} is not in this copy of the pack: install it again, or make it with 'make pico'.")
+    return path
+
+
+def choose(kind: str, given: str, allowed: Sequence[str]) -> str:
+    """``given`` with forward slashes, if it is one of the allowed names.
+
+    Raises:
+        UnknownNameError: it is not; the nearest names are listed.
+    """
+    wanted = str(given).replace("\\", "/")
+    for name in allowed:
+        if name.replace("\\", "/") == wanted:
+            return name
+    raise unknown_name(kind, given, allowed)
+
+
+def extra_roots(user_dir: Path) -> tuple[Path, ...]:
+    """Folders the owner of the machine has added in ``settings.json`` (key ``roots``), those that exist.
+
+    Raises:
+        FormatError: the file is not what it should be.
+    """
+    path = user_dir / SETTINGS_FILE
+    if not path.is_file():
+        return ()
+    settings = read_json(path)
+    roots = settings.get("roots", []) if isinstance(settings, dict) else None
+    if not isinstance(roots, list) or not all(isinstance(root, str) for root in roots):
+        raise FormatError(f'{path} must hold one object like {{"roots": ["D:/datasets"]}}: a list of folder names.')
+    return tuple(Path(root).expanduser() for root in roots if Path(root).expanduser().is_dir())
+
+
+def tagger_entries(folders: Sequence[Path]) -> dict[str, Path]:
+    """Taggers below the folders: each folder that holds a ``.onnx`` file by its name, single files by theirs."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.onnx")) if folder.is_dir() else ():
+            place = path if path.parent == folder else path.parent
+            found.setdefault(place.relative_to(folder).as_posix(), place)
+    return found
+
+
+def refuse_unreadable(name: str) -> None:
+    """Says how to use an old pickle checkpoint instead of loading it.
+
+    Raises:
+        InputError: the name is not that of a safetensors file.
+    """
+    if not name.lower().endswith(CHECKPOINT_SUFFIXES):
+        raise InputError(
+            f"{name} is not a .safetensors file; only those are loaded: run the node 'Convert Checkpoint (Atelier)' on it once."
+        )
