@@ -16,9 +16,7 @@ def module_names(package: str) -> list[str]:
     """
     folder = importlib.import_module(package)
     return sorted(
-        info.name
-        for info in pkgutil.iter_modules(folder.__path__)
-        if not info.name.startswith("_") and not info.ispkg
+        info.name for info in pkgutil.iter_modules(folder.__path__) if not info.name.startswith("_") and not info.ispkg
     )
 
 

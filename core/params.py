@@ -189,9 +189,7 @@ def check_value(parameter: Parameter, value: Any) -> Any:
     """
     value = _typed(parameter, value)
     if parameter.choices is not None and value not in parameter.choices:
-        raise unknown_name(
-            f"value of {parameter.name}", str(value), [str(choice) for choice in parameter.choices]
-        )
+        raise unknown_name(f"value of {parameter.name}", str(value), [str(choice) for choice in parameter.choices])
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         too_small = parameter.minimum is not None and value < parameter.minimum
         too_large = parameter.maximum is not None and value > parameter.maximum

@@ -41,9 +41,9 @@ class Roots:
     def resolve(
         self, name: str, kinds: Sequence[str], *, must_exist: bool = True, what: str = "data set folder"
     ) -> Path:
-        """Turns a name that a person or a workflow gave into a real path inside the allowed roots.
+        r"""Turns a name that a person or a workflow gave into a real path inside the allowed roots.
 
-        Surrounding spaces and quotes are taken off, ``\\`` counts as ``/``. A relative name is looked for below
+        Surrounding spaces and quotes are taken off, ``\`` counts as ``/``. A relative name is looked for below
         each root in order. An absolute path is accepted when its real path lies inside one of the roots.
 
         Args:
@@ -145,7 +145,7 @@ def _check_parts(cleaned: str, name: str, what: str, *, new: bool) -> None:
             raise InputError(f"the {what} {_shown(name)} uses {part!r}, a reserved name on Windows; rename it")
         if new and (_FORBIDDEN_IN_NEW_NAMES.search(part) or (part not in ("", ".") and part != stripped)):
             raise InputError(
-                f"the {what} {_shown(name)} cannot be a name on Windows: leave out < > \" | ? * and a dot or space at "
+                f'the {what} {_shown(name)} cannot be a name on Windows: leave out < > " | ? * and a dot or space at '
                 "the end"
             )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import AtelierError, FormatError
 from .files import atomic_path, ensure_space, storage_error
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_HEADER_BYTES = 100_000_000
 _ALIGNMENT_BYTES = 8
+_OLD_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 _LEGACY_HASH_START = 0x100000
 _LEGACY_HASH_BYTES = 0x10000
 _DTYPE_BYTES = {
@@ -141,7 +142,7 @@ class TensorFile:
             try:
                 file = self._opened()
                 file.seek(begin)
-                count = file.readinto(memoryview(raw.numpy()))
+                count = file.readinto(cast(Any, raw.numpy()))
             except OSError as cause:
                 raise storage_error("read", self.path, cause) from cause
             if count != end - begin:
@@ -291,7 +292,7 @@ def _checked_header(path: Path, data: Any, *, first_byte: int, size_bytes: int) 
 def _guess(start: bytes, path: Path) -> str:
     if not start:
         return "it is empty; download it again"
-    if start.startswith(b"PK\x03\x04") or start[:1] == b"\x80" or path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
+    if start.startswith(b"PK\x03\x04") or start[:1] == b"\x80" or path.suffix in _OLD_SUFFIXES:
         return "it looks like an old PyTorch checkpoint; convert it to .safetensors first"
     if start.lstrip().lower().startswith((b"<!doc", b"<html", b"<?xml")):
         return "it is a web page; the download needs a login or a direct link"
