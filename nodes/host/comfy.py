@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.files import Roots
 from .protocol import CLIP, CONDITIONING, LATENT, MODEL, PICO_NAME, VAE
-from .shared import CHECKPOINT_SUFFIXES, PICO_BASE, PICO_TAGGER, choose, extra_roots, shipped, tagger_entries
+from .shared import CHECKPOINT_SUFFIXES, PICO_BASE, PICO_TAGGER, add_to_digest, choose, extra_roots, shipped
+from .shared import tagger_entries
 
 if TYPE_CHECKING:
     import torch
@@ -232,6 +233,16 @@ class ComfyHost:
         if all(factor == 1.0 for factor in stem_strengths.values()):
             return comfy.sd.load_lora_for_models(model, clip, lora, strength_model, strength_clip)
         return _apply_by_stem(model, clip, lora, strength_model, strength_clip, stem_strengths)
+
+    def fingerprint(self, *objects: MODEL | CLIP | VAE) -> str:
+        """Hash of a sample of every weight as it was before patching, and of the patches."""
+        import hashlib
+
+        digest = hashlib.sha256()
+        for thing in objects:
+            patcher = getattr(thing, "patcher", thing)
+            add_to_digest(digest, [] if patcher is None else patcher.get_key_patches())
+        return digest.hexdigest()[:16]
 
     def encode_prompt(self, clip: CLIP, text: str) -> CONDITIONING:
         """As the core CLIPTextEncode node."""

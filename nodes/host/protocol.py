@@ -117,6 +117,9 @@ class Host(Protocol):
         object that was given.
         """
 
+    def fingerprint(self, *objects: MODEL | CLIP | VAE) -> str:
+        """A short text that changes with the weights and LoRA patches of these objects (a sample of each weight)."""
+
     def encode_prompt(self, clip: CLIP, text: str) -> CONDITIONING:
         """Encode one prompt as the host's CLIPTextEncode does."""
 

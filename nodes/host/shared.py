@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...core.errors import FormatError, InputError, unknown_name
 from ...core.files import read_json
@@ -12,6 +14,7 @@ from .protocol import SETTINGS_FILE
 ASSETS = Path(__file__).resolve().parents[2] / "pico" / "assets"
 PICO_BASE = ASSETS / "pico-base.safetensors"
 PICO_TAGGER = ASSETS / "pico-tagger"
+SAMPLED_VALUES = 16
 CHECKPOINT_SUFFIXES = (".safetensors", ".sft")
 
 
@@ -63,6 +66,26 @@ def tagger_entries(folders: Sequence[Path]) -> dict[str, Path]:
             place = path if path.parent == folder else path.parent
             found.setdefault(place.relative_to(folder).as_posix(), place)
     return found
+
+
+def add_to_digest(digest: hashlib._Hash, value: Any) -> None:
+    """Add a sample of a tensor, or a plain value, or the parts of a container, to a running hash."""
+    if hasattr(value, "detach"):
+        flat = value.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLED_VALUES)][: SAMPLED_VALUES + 1]
+        digest.update(f"{tuple(value.shape)} {sample.float().cpu().tolist()}".encode())
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            digest.update(str(key).encode())
+            add_to_digest(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            add_to_digest(digest, part)
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        digest.update(repr(value).encode())
+    else:
+        digest.update(type(value).__name__.encode())
+        add_to_digest(digest, getattr(value, "weights", None))
 
 
 def refuse_unreadable(name: str) -> None:
