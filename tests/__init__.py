@@ -1,0 +1,1 @@
+"""Tests; they mirror the tree. Shared helpers are imported as ``atelier_tests.helpers``."""
