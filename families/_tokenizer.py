@@ -1,0 +1,98 @@
+"""The CLIP tokenizer: found without a network, the same tokens as ComfyUI's."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import FormatError, InputError
+from ..core.files import write_json, write_text
+from ._spec import tokenizer_dirs
+
+BOS = "<|startoftext|>"
+EOS = "<|endoftext|>"
+NUM_TOKENS = 77
+_HUB_NAME = "openai/clip-vit-large-patch14"
+
+
+def find_tokenizer(metadata: Mapping[str, str], path: Path) -> Any:
+    """The tokenizer of a checkpoint: from its metadata, else a known folder, else a local Hugging Face cache.
+
+    Args:
+        metadata: of the checkpoint; `atelier.tokenizer` is JSON {"vocab": {token: id}, "merges": ["a b", ...]}.
+        path: of the checkpoint, for errors.
+
+    Raises:
+        InputError: none of the three places has it.
+        FormatError: the metadata holds a broken one.
+    """
+    if "atelier.tokenizer" in metadata:
+        return _from_metadata(metadata["atelier.tokenizer"], path)
+    for folder in tokenizer_dirs():
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return _from_folder(str(folder))
+    try:
+        return _from_folder(_HUB_NAME)
+    except (OSError, ValueError) as cause:
+        searched = ", ".join(str(folder) for folder in tokenizer_dirs()) or "none was named"
+        raise InputError(
+            f"no CLIP tokenizer was found for {path.name}: the file's metadata (atelier.tokenizer) has none, ComfyUI's "
+            f"copy is not there (folders: {searched}), and the local Hugging Face cache has no {_HUB_NAME}; "
+            "run inside ComfyUI, set COMFYUI_DIR to its folder, or download that tokenizer once"
+        ) from cause
+
+
+def _from_metadata(text: str, path: Path) -> Any:
+    try:
+        data = json.loads(text)
+        vocab, merges = data["vocab"], data["merges"]
+        pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+        valid = all(isinstance(token, str) and type(number) is int for token, number in vocab.items())
+    except (ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise FormatError(f"{path.name}: the tokenizer in its metadata is broken; make the file again") from cause
+    if not valid or BOS not in vocab or EOS not in vocab:
+        raise FormatError(f"{path.name}: the tokenizer in its metadata lacks {BOS} or {EOS}; make the file again")
+    # A folder is the one form that every version of transformers reads; it is read whole and not needed afterwards.
+    with tempfile.TemporaryDirectory(prefix="atelier-tokenizer-") as name:
+        folder = Path(name)
+        write_json(folder / "vocab.json", vocab)
+        write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *pairs, ""]))
+        special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+        write_json(folder / "special_tokens_map.json", special)
+        write_json(
+            folder / "tokenizer_config.json",
+            {"tokenizer_class": "CLIPTokenizer", "model_max_length": NUM_TOKENS, "do_lower_case": True, **special},
+        )
+        return _from_folder(name)
+
+
+def _from_folder(name: str) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(name, local_files_only=True)
+
+
+def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """Token ids as ComfyUI gives for plain text: start, at most 75 tokens, end, padded with end.
+
+    Returns:
+        int64 [len(captions), 77].
+    """
+    start, end = _special_id(tokenizer, BOS), _special_id(tokenizer, EOS)
+    rows = torch.full((len(captions), NUM_TOKENS), end, dtype=torch.long)
+    rows[:, 0] = start
+    for row, caption in zip(rows, captions, strict=True):
+        ids = tokenizer(caption, add_special_tokens=False, truncation=True, max_length=NUM_TOKENS - 2)["input_ids"]
+        if ids:
+            row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return rows
+
+
+def _special_id(tokenizer: Any, token: str) -> int:
+    return int(tokenizer.convert_tokens_to_ids(token))
