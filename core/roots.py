@@ -66,13 +66,14 @@ class Roots:
         if not roots:
             raise StorageError(f"there is no folder for a {what}: no {' or '.join(kinds)} folder is set up")
         outside: Path | None = None
-        for candidate in [Path(cleaned)] if absolute else [root / cleaned for root in roots]:
+        candidates = [Path(cleaned)] if absolute else [root / cleaned for root in roots]
+        for candidate in candidates if must_exist else candidates[:1]:
             real = _real(candidate)
             if not any(real.is_relative_to(_real(root)) for root in roots):
                 outside = outside or real
-            elif not must_exist or real.exists():
+            elif not must_exist or os.path.exists(real):  # unlike Path.exists: False, too, for names too long
                 return real
-        if outside is not None and (absolute or os.path.lexists(outside)):
+        if outside is not None and (absolute or not must_exist or os.path.lexists(outside)):
             raise StorageError(
                 f"the {what} {_shown(name)} lies outside the allowed folders ({self._words(kinds)}); move it into one "
                 'of them, or let the owner of this machine add its folder to the list "roots" in atelier/settings.json '

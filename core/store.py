@@ -48,6 +48,7 @@ class Store:
         self._used: set[Path] = set()
         self._lock = threading.Lock()
         self._total_bytes: int | None = None
+        self._look_again_bytes = quota_bytes
         _LIVING.add(self)
 
     def path(self, key: str) -> Path | None:
@@ -57,11 +58,11 @@ class Store:
             self._used.add(path)
             try:
                 os.utime(path)
-            except FileNotFoundError:
-                self._used.discard(path)
-                return None
             except PermissionError:  # a cache that can only be read still serves
                 pass
+            except OSError:
+                self._used.discard(path)
+                return None
         return path
 
     def put(self, key: str, write: Callable[[Path], None]) -> Path:
@@ -139,9 +140,10 @@ class Store:
             self.evict()
             return
         self._total_bytes += path.stat().st_size
-        if self._total_bytes > self.quota_bytes and not self.evict():
-            # Everything is in use. Looking again at every file of a large data set would cost its square.
-            self._total_bytes -= max(self.quota_bytes // 20, 1)
+        if self._total_bytes > self._look_again_bytes:
+            self.evict()
+            # When all is in use, looking at every file after every put would cost the square of their number.
+            self._look_again_bytes = max(self.quota_bytes, self._total_bytes + self.quota_bytes // 20)
 
     def _scan(self) -> Iterator[tuple[float, int, Path]]:
         if not self.folder.is_dir():
