@@ -225,7 +225,7 @@ def _sync_tree(path: Path) -> None:
             _sync_tree(child)
         _sync_folder(path)
         return
-    with open(path, "r+b") as file:
+    with open(path, "r+b" if os.name == "nt" else "rb") as file:  # Windows syncs writable files only
         os.fsync(file.fileno())
 
 
