@@ -31,6 +31,9 @@ _LYCORIS_MARKS = (
 )
 
 
+_TOKEN_WIDTHS = (768, 1024, 1280)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """What a base model file is.
@@ -106,9 +109,10 @@ def _only(header: Header, *prefixes: str) -> bool:
 
 def _is_embedding(header: Header) -> bool:
     keys = set(header.shapes)
-    return bool(keys & {"emb_params", "emp_params", "string_to_param"}) or keys <= {"clip_l", "clip_g"} or (
-        len(keys) == 1 and all(len(shape) <= 2 and (shape or (0,))[-1] in {768, 1024, 1280} for shape in header.shapes.values())
-    )  # fmt: skip
+    if keys & {"emb_params", "emp_params", "string_to_param"} or keys <= {"clip_l", "clip_g"}:
+        return True
+    shape = next(iter(header.shapes.values()))
+    return len(keys) == 1 and len(shape) in (1, 2) and shape[-1] in _TOKEN_WIDTHS
 
 
 # Asked in this order; the first that fits gives the name.

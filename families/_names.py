@@ -1,7 +1,7 @@
 """Names of the same weight in diffusers/transformers and in the LDM layout of single files.
 
-The tables hold for U-Nets of the LDM kind with `layers_per_block` resnets per level (SD1.x, SDXL, and their relatives of
-other widths). Source: the layouts of CompVis' latent-diffusion and diffusers, as listed by both projects.
+The tables hold for U-Nets of the LDM kind with `layers_per_block` resnets per level (SD1.x, SDXL, and their relatives
+of other widths). Source: the layouts of CompVis' latent-diffusion and diffusers, as listed by both projects.
 """
 
 from __future__ import annotations

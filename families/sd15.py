@@ -188,7 +188,7 @@ class Sd15:
 
     def decode_image(self, vae: Any, latents_scaled: Tensor) -> Tensor:
         """Pixels fp32 [batch, h, w, 3] in 0..1 of latents that were multiplied by `latent_scale`."""
-        pixels = vae.decode((latents_scaled / self.latent_scale).to(vae.dtype)).sample
+        pixels: Tensor = vae.decode((latents_scaled / self.latent_scale).to(vae.dtype)).sample
         return (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def predict(self, unet: Any, noisy_latents: Tensor, timesteps: Tensor, text: TextState) -> Tensor:

@@ -61,7 +61,7 @@ def split_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     if unknown:
         raise FormatError(
             f"{len(unknown)} tensors of the LoRA file belong to no known network, e.g. {', '.join(unknown[:3])}; "
-            f"known are {', '.join(networks())}."
+            f"known are {', '.join(networks())}"
         )
     return modules
 
@@ -95,7 +95,7 @@ def lora_deltas(
     prefix = f"{stem}."
     modules = split_file({key: value for key, value in lora_tensors.items() if key.startswith(prefix)})
     if stem not in modules:
-        raise FormatError(f"The LoRA file holds no module '{stem}'.")
+        raise FormatError(f"the LoRA file holds no module '{stem}'")
     return lora_delta(modules[stem], stem=stem, weight_shape=weight_shape)
 
 

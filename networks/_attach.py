@@ -80,11 +80,11 @@ class AdapterSet:
             UnknownNameError: no such network.
         """
         if not targets:
-            raise InputError("No module is left to train: choose at least one block, and the UNet or the text encoder.")
+            raise InputError("no module is left to train: choose at least one block, and the UNet or the text encoder")
         stems = [target.stem for target in targets]
         if len(set(stems)) != len(stems):
             twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-            raise InputError(f"These modules are named twice: {', '.join(twice[:3])}; give every module one stem.")
+            raise InputError(f"these modules are named twice: {', '.join(twice[:3])}; give every module one stem")
         adapters = cls(get_network(choice.name), choice)
         for target in targets:
             adapters._adapt(target, seed=seed, dtype=dtype, device=device)
@@ -96,7 +96,7 @@ class AdapterSet:
         module, network, params = target.module, self.network, self.choice.params
         weight = module.weight
         if not isinstance(weight, Tensor):
-            raise FormatError(f"The module '{target.stem}' ({type(module).__name__}) has no weight to adapt.")
+            raise FormatError(f"the module '{target.stem}' ({type(module).__name__}) has no weight to adapt")
         op = op_of(module)
         scale = network.scale(params)
         values = network.init(tuple(weight.shape), params=params, generator=generator(seed, 0, f"init {target.stem}"))
@@ -154,7 +154,7 @@ class AdapterSet:
         for adapted in self._adapted:
             if adapted.stem == stem:
                 return adapted.parts
-        raise InputError(f"The module '{stem}' is not among the {len(self._adapted)} adapted ones.")
+        raise InputError(f"the module '{stem}' is not among the {len(self._adapted)} adapted ones")
 
     def delta(self, stem: str) -> Tensor:
         """The full weight change of one module now, fp32, as the live forward applies it."""
@@ -185,15 +185,15 @@ class AdapterSet:
         missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         if missing or unexpected:
             raise FormatError(
-                f"The saved adapter does not fit this one: {len(missing)} tensors are missing "
+                f"the saved adapter does not fit this one: {len(missing)} tensors are missing "
                 f"({', '.join(missing[:3]) or 'none'}), {len(unexpected)} are unknown "
-                f"({', '.join(unexpected[:3]) or 'none'}); use the network and blocks it was made with."
+                f"({', '.join(unexpected[:3]) or 'none'}); use the network and blocks it was made with"
             )
         for name, value in own.items():
             if value.shape != tensors[name].shape:
                 raise FormatError(
-                    f"The saved tensor '{name}' has shape {list(tensors[name].shape)}, this adapter needs "
-                    f"{list(value.shape)}; use the rank it was made with."
+                    f"the saved tensor '{name}' has shape {list(tensors[name].shape)}, this adapter needs "
+                    f"{list(value.shape)}; use the rank it was made with"
                 )
         with torch.no_grad():
             for name, value in own.items():
@@ -224,8 +224,8 @@ class AdapterSet:
                 continue
             if current is not adapted.adapted_forward:
                 raise AtelierError(
-                    f"The module '{adapted.stem}' was changed by something else after the adapter was attached; "
-                    "take that off first."
+                    f"the module '{adapted.stem}' was changed by something else after the adapter was attached; "
+                    "take that off first"
                 )
             if adapted.own_forward is None:
                 del adapted.module.__dict__["forward"]

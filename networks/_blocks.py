@@ -37,14 +37,14 @@ def expand_selection(text: str, blocks: Sequence[str]) -> tuple[str, ...]:
     if inverted:
         words = words[1:]
         if not words:
-            raise InputError(f"The block selection '{text}' names nothing after NOT; name blocks, e.g. NOT IN00-03.")
+            raise InputError(f"the block selection '{text}' names nothing after NOT; name blocks, e.g. NOT IN00-03")
     chosen: set[str] = set() if words else set(every)
     for word in words:
         chosen.update(_expand_word(word, unet, text))
     if inverted:
         chosen = set(every) - chosen
     if not chosen:
-        raise InputError(f"The block selection '{text}' leaves no block; name at least one of {_summary(unet)}.")
+        raise InputError(f"the block selection '{text}' leaves no block; name at least one of {_summary(unet)}")
     return tuple(block for block in every if block in chosen)
 
 
@@ -64,10 +64,10 @@ def _expand_word(word: str, unet: Sequence[str], text: str) -> list[str]:
         last_word = f"{match['kind'] if match else first}{last_word}"
     last = _block(last_word, unet, text)
     if TEXT_ENCODER in (first, last):
-        raise InputError(f"The block range '{word}' in '{text}' includes TE, which has no place in an order; name it.")
+        raise InputError(f"the block range '{word}' in '{text}' includes TE, which has no place in an order; name it")
     start, stop = unet.index(first), unet.index(last)
     if start > stop:
-        raise InputError(f"The block range '{word}' in '{text}' runs backwards; write {last}-{first}.")
+        raise InputError(f"the block range '{word}' in '{text}' runs backwards; write {last}-{first}")
     return list(unet[start : stop + 1])
 
 

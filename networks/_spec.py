@@ -113,8 +113,8 @@ def network_of_parts(parts: Parts, *, stem: str = "") -> Network:
         if all(name in parts for name in network.required_parts):
             return network
     raise FormatError(
-        f"The module '{stem}' of the LoRA file holds {', '.join(sorted(parts)) or 'nothing'}, which is none of the "
-        f"known networks ({', '.join(networks())}); convert the file to one of them first."
+        f"the module '{stem}' of the LoRA file holds {', '.join(sorted(parts)) or 'nothing'}, which is none of the "
+        f"known networks ({', '.join(networks())}); convert the file to one of them first"
     )
 
 
@@ -134,5 +134,5 @@ def op_of(module: nn.Module) -> Op:
             dilation=(module.dilation[0], module.dilation[1]),
         )
     raise FormatError(
-        f"A network can be attached to linear and ungrouped 2-D convolution layers, not to {type(module).__name__}."
+        f"a network can be attached to linear and ungrouped 2-D convolution layers, not to {type(module).__name__}"
     )

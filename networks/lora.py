@@ -120,8 +120,8 @@ def delta(parts: Parts, *, alpha: float | None, weight_shape: Sequence[int] | No
     up_rows = up.reshape(up.shape[0], -1)
     if up_rows.shape[1] != rank:
         raise FormatError(
-            f"A LoRA module has down of shape {list(down.shape)} and up of shape {list(up.shape)}; "
-            "the first size of down must equal the second of up."
+            f"a LoRA module has down of shape {list(down.shape)} and up of shape {list(up.shape)}; "
+            "the first size of down must equal the second of up"
         )
     if MID in parts:
         mid = parts[MID].float()
@@ -133,8 +133,8 @@ def delta(parts: Parts, *, alpha: float | None, weight_shape: Sequence[int] | No
         return change
     if math.prod(weight_shape) != change.numel() or weight_shape[0] != change.shape[0]:
         raise FormatError(
-            f"A LoRA module changes a weight of shape {list(change.shape)}, but the base model has "
-            f"{list(weight_shape)} there; the file was made for another architecture."
+            f"a LoRA module changes a weight of shape {list(change.shape)}, but the base model has "
+            f"{list(weight_shape)} there; the file was made for another architecture"
         )
     return change.reshape(tuple(weight_shape))
 

@@ -1,4 +1,4 @@
-"""Random SD1.x single-file checkpoints, of full size (about 2 GB in fp16) or of tiny sizes, written tensor by tensor."""
+"""Random SD1.x single-file checkpoints, of full size (2 GB in fp16) or of tiny sizes, written tensor by tensor."""
 
 from __future__ import annotations
 
