@@ -1,0 +1,299 @@
+"""The data set on a wire: a columnar, immutable table of pictures that shares its columns with its ancestors.
+
+A table of 200,000 pictures holds a handful of arrays and no object per picture; rows are built when asked for. Nothing
+is decoded here: sizes come from headers, captions are lists of interned tags.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import InputError
+from .columns import TagColumn, TextColumn, new_digest
+from .walk import printable
+
+CAPTION_NONE = 0
+CAPTION_FILE = 1
+CAPTION_FOLDER = 2
+"""Where a caption came from: nowhere (it is empty), its own file, or the text of its folder."""
+
+_FINGERPRINT_VERSION = b"atelier-dataset-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """A folder of pictures that are trained with the same options.
+
+    Attributes:
+        folder: Where its pictures lie; names in the table are relative to it.
+        concept: Text after the repeat count in a kohya folder's name, else empty.
+        repeats: How often each picture is seen in an epoch.
+        is_reg: A regularisation folder (kohya's rule of equal count applies).
+        shuffle_captions: Tags after the first ``keep_tokens`` come in a new order every time.
+        keep_tokens: Tags at the front that never move and are never dropped.
+        caption_prefix: Tags put in front of every caption, not counted by ``keep_tokens``.
+        caption_dropout: Share of times the whole caption is left empty.
+        tag_dropout: Share of the movable tags that is left out each time.
+        flip: Mirror the picture every other time, at random.
+    """
+
+    folder: Path
+    concept: str = ""
+    repeats: int = 1
+    is_reg: bool = False
+    shuffle_captions: bool = False
+    keep_tokens: int = 0
+    caption_prefix: str = ""
+    caption_dropout: float = 0.0
+    tag_dropout: float = 0.0
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A file or folder that was found but is not used.
+
+    Attributes:
+        path: Its path below the opened folder, with ``/``.
+        reason: Why, without the path.
+    """
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRow:
+    """One picture of a table, as an object for whoever needs one."""
+
+    path: Path
+    width_px: int
+    height_px: int
+    caption: str
+    tags: tuple[str, ...]
+    repeats: int
+    is_reg: bool
+    subset: Subset
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Handle of a data set. Every change makes a new one that shares what did not change.
+
+    Attributes:
+        root: The folder that was opened.
+        subsets: The folders it is made of, with their options.
+        names: File path of each picture below its subset's folder, with ``/``.
+        width_px: int32 [pictures], upright (EXIF orientation applied).
+        height_px: int32 [pictures].
+        size_bytes: int64 [pictures].
+        mtime_ns: int64 [pictures].
+        subset_index: int32 [pictures], place in ``subsets``.
+        caption_source: uint8 [pictures], ``CAPTION_NONE``, ``CAPTION_FILE`` or ``CAPTION_FOLDER``.
+        tags: Caption of each picture as interned tags.
+        layout: How the folder was read, in words.
+        notes: What a person should know about it, one sentence each.
+        history: What was done to it, one line per node.
+        skipped: Files and folders that are not used, with the reason.
+    """
+
+    root: Path
+    subsets: tuple[Subset, ...]
+    names: TextColumn
+    width_px: NDArray[np.int32]
+    height_px: NDArray[np.int32]
+    size_bytes: NDArray[np.int64]
+    mtime_ns: NDArray[np.int64]
+    subset_index: NDArray[np.int32]
+    caption_source: NDArray[np.uint8]
+    tags: TagColumn
+    layout: str
+    notes: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """The file of a picture."""
+        return self.subset_of(index).folder / self.names[index]
+
+    def subset_of(self, index: int) -> Subset:
+        """The subset of a picture, with its options."""
+        return self.subsets[int(self.subset_index[index])]
+
+    def caption(self, index: int) -> str:
+        """The caption as it was read, tags joined by comma and space."""
+        return ", ".join(self.tags.row(index))
+
+    def image(self, index: int) -> ImageRow:
+        """One row as an object."""
+        subset = self.subset_of(index)
+        tags = self.tags.row(index)
+        return ImageRow(
+            path=subset.folder / self.names[index],
+            width_px=int(self.width_px[index]),
+            height_px=int(self.height_px[index]),
+            caption=", ".join(tags),
+            tags=tags,
+            repeats=subset.repeats,
+            is_reg=subset.is_reg,
+            subset=subset,
+        )
+
+    @property
+    def repeats(self) -> NDArray[np.int64]:
+        """int64 [pictures], the folders' repeats (before the regularisation rule)."""
+        return np.array([subset.repeats for subset in self.subsets], dtype=np.int64)[self.subset_index]
+
+    @property
+    def is_reg(self) -> NDArray[np.bool_]:
+        """Of dtype bool [pictures], whether a picture is for regularisation."""
+        return np.array([subset.is_reg for subset in self.subsets], dtype=np.bool_)[self.subset_index]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the columns in bytes (shared or not), with an estimate for the vocabulary."""
+        columns = (self.width_px, self.height_px, self.size_bytes, self.mtime_ns, self.subset_index)
+        vocabulary = sum(57 + len(tag) for tag in self.tags.vocabulary)
+        arrays = sum(column.nbytes for column in columns) + self.caption_source.nbytes
+        return arrays + self.names.nbytes + self.tags.nbytes + vocabulary
+
+    def tag_counts(self) -> dict[str, int]:
+        """Tags in use with the number of their occurrences, most frequent first, then by name."""
+        counts = self.tags.counts()
+        used = [(tag, int(count)) for tag, count in zip(self.tags.vocabulary, counts, strict=True) if count]
+        return dict(sorted(used, key=lambda item: (-item[1], item[0])))
+
+    def with_tags(self, rows: Mapping[int, Sequence[str]], *, note: str) -> "Dataset":
+        """A copy in which some pictures have other tags.
+
+        Args:
+            rows: New tags by picture.
+            note: One line for the history.
+
+        Raises:
+            InputError: A picture is not in the table.
+        """
+        self._check_rows(rows)
+        return replace(self, tags=self.tags.replaced(rows), history=(*self.history, note))
+
+    def with_subsets(self, subsets: Sequence[Subset], *, note: str) -> "Dataset":
+        """A copy with other options; there must be one subset for each of the old ones, in the same order."""
+        if len(subsets) != len(self.subsets):
+            raise InputError(
+                f"{len(subsets)} subsets were given for a data set of {len(self.subsets)}; give one for each"
+            )
+        return replace(self, subsets=tuple(subsets), history=(*self.history, note))
+
+    def take(self, rows: Sequence[int], *, note: str) -> "Dataset":
+        """A copy with only the given pictures, in the given order."""
+        self._check_rows(rows)
+        index = np.array(rows, dtype=np.int64)
+        return replace(
+            self,
+            names=self.names.take(index),
+            width_px=_frozen(self.width_px[index]),
+            height_px=_frozen(self.height_px[index]),
+            size_bytes=_frozen(self.size_bytes[index]),
+            mtime_ns=_frozen(self.mtime_ns[index]),
+            subset_index=_frozen(self.subset_index[index]),
+            caption_source=_frozen(self.caption_source[index]),
+            tags=self.tags.take(index),
+            history=(*self.history, note),
+        )
+
+    def without(self, reasons: Mapping[int, str]) -> "Dataset":
+        """A copy without some pictures (found broken when decoded), which are listed as skipped.
+
+        Raises:
+            InputError: No picture for training would be left; the first reasons are named.
+        """
+        if not reasons:
+            return self
+        self._check_rows(reasons)
+        dropped = tuple(Skipped(path=self._shown(row), reason=reasons[row]) for row in sorted(reasons))
+        kept = [row for row in range(len(self)) if row not in reasons]
+        result = self.take(kept, note=f"left out {len(dropped)} of {len(self)} pictures")
+        result = replace(result, skipped=(*self.skipped, *dropped))
+        if not np.any(~result.is_reg):
+            raise nothing_left(self.root, result.skipped)
+        return result
+
+    def joined(self, other: "Dataset", *, note: str) -> "Dataset":
+        """A table of this one's pictures with the other's below them; both keep their folders and options."""
+        return replace(
+            self,
+            subsets=(*self.subsets, *other.subsets),
+            names=self.names.joined(other.names),
+            width_px=_frozen(np.concatenate([self.width_px, other.width_px])),
+            height_px=_frozen(np.concatenate([self.height_px, other.height_px])),
+            size_bytes=_frozen(np.concatenate([self.size_bytes, other.size_bytes])),
+            mtime_ns=_frozen(np.concatenate([self.mtime_ns, other.mtime_ns])),
+            subset_index=_frozen(np.concatenate([self.subset_index, other.subset_index + np.int32(len(self.subsets))])),
+            caption_source=_frozen(np.concatenate([self.caption_source, other.caption_source])),
+            tags=self.tags.joined(other.tags),
+            notes=(*self.notes, *other.notes),
+            history=(*self.history, note),
+            skipped=(*self.skipped, *other.skipped),
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of names, file sizes and times, captions and options (32 hexadecimal digits); no file is read."""
+        digest = new_digest()
+        digest.update(_FINGERPRINT_VERSION)
+        for subset in self.subsets:
+            digest.update(repr((subset.folder.name, *options_of(subset))).encode("utf-8", "surrogatepass"))
+        self.names.update_digest(digest)
+        for column in (self.width_px, self.height_px, self.size_bytes, self.mtime_ns, self.subset_index):
+            digest.update(column.tobytes())
+        self.tags.update_digest(digest)
+        return digest.hexdigest()
+
+    def summary(self) -> str:
+        """How the folder was read, what is in it and what was left out: several lines for a person."""
+        from .report import summary
+
+        return summary(self)
+
+    def _shown(self, index: int) -> str:
+        folder = self.subset_of(index).folder
+        return self.names[index] if folder == self.root else f"{folder.name}/{self.names[index]}"
+
+    def _check_rows(self, rows: Sequence[int] | Mapping[int, object]) -> None:
+        for row in rows:
+            if not 0 <= row < len(self):
+                raise InputError(f"picture {row} is not in the data set, which has {len(self)} (0 to {len(self) - 1})")
+
+
+def options_of(subset: Subset) -> tuple[object, ...]:
+    """Every option of a subset that decides what is trained, without its place on disk."""
+    return (
+        subset.repeats,
+        subset.is_reg,
+        subset.shuffle_captions,
+        subset.keep_tokens,
+        subset.caption_prefix,
+        subset.caption_dropout,
+        subset.tag_dropout,
+        subset.flip,
+    )
+
+
+def nothing_left(folder: Path, skipped: Sequence[Skipped]) -> InputError:
+    """Builds (does not raise) the error for a folder of which no picture can be used."""
+    first = "; ".join(str(entry) for entry in skipped[:3])
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return InputError(f"no picture in {str(folder)!r} can be used ({first}{more}); repair or replace them")
+
+
+def _frozen(column: NDArray[np.generic]) -> NDArray:  # type: ignore[type-arg]
+    column.setflags(write=False)
+    return column

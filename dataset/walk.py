@@ -1,0 +1,181 @@
+"""Walking a data set folder: natural order on every system, no way out through links, every refusal with a reason."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .images import is_picture_name
+
+OnSkip = Callable[[str, str], None]
+"""Called with a path below the opened folder and the reason why it is not used."""
+
+_DIGITS = re.compile(r"([0-9]+)")
+_THUMBNAIL_FOLDERS = frozenset({"@eadir", "__macosx", "$recycle.bin", "system volume information"})
+MAX_DEPTH = 64
+"""Deeper nesting is not followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of a folder."""
+
+    name: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One folder's content in natural order.
+
+    Attributes:
+        relative: Path below the walked folder with ``/``; empty for that folder itself.
+        files: Its files.
+        folders: Names of its sub-folders, those that are not followed among them.
+        open_folders: Names of the sub-folders that may be followed.
+    """
+
+    relative: str
+    files: tuple[FileEntry, ...]
+    folders: tuple[str, ...]
+    open_folders: tuple[str, ...]
+
+    def below(self, name: str) -> str:
+        """Path of something in this folder, below the walked folder."""
+        return f"{self.relative}/{name}" if self.relative else name
+
+
+class Guard:
+    """Decides whether a path is still inside the opened folder, whatever links it goes through."""
+
+    def __init__(self, root: Path, allowed: Callable[[Path], bool] | None = None) -> None:
+        self._root = os.path.realpath(root)
+        self._allowed = allowed
+
+    def lets_in(self, path: str) -> bool:
+        """Whether the real path lies in the opened folder, or where the owner allows it."""
+        real = os.path.realpath(path)
+        return is_within(real, self._root) or (self._allowed is not None and self._allowed(Path(real)))
+
+
+def is_within(real_path: str, real_root: str) -> bool:
+    """Whether one real path is another or lies below it."""
+    path, root = os.path.normcase(real_path), os.path.normcase(real_root)
+    return path == root or path.startswith(root if root.endswith(os.sep) else root + os.sep)
+
+
+def natural_key(name: str) -> tuple[object, ...]:
+    """Sort key for names: 2 before 10, case and Unicode form ignored unless nothing else differs."""
+    parts = _DIGITS.split(unicodedata.normalize("NFC", name).casefold())
+    numbered = tuple(int(part) if place % 2 else part for place, part in enumerate(parts))
+    return (numbered, name)
+
+
+def printable(text: str) -> str:
+    """A name as it can be shown in one line: control and broken characters become escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def list_folder(path: Path, relative: str, guard: Guard, on_skip: OnSkip) -> Listing:
+    """Lists one folder. Links out of the data set, hidden things and special files are refused with a reason."""
+    files: list[FileEntry] = []
+    folders: list[str] = []
+    open_folders: list[str] = []
+    try:
+        with os.scandir(path) as entries:
+            found = sorted(entries, key=lambda entry: natural_key(entry.name))
+    except OSError as error:
+        on_skip(f"{relative}/" if relative else ".", f"the folder cannot be read ({error.strerror})")
+        found = []
+    for entry in found:
+        shown = f"{relative}/{entry.name}" if relative else entry.name
+        try:
+            if entry.is_dir():
+                folders.append(entry.name)
+                if reason := _refused_folder(entry, guard):
+                    on_skip(shown + "/", reason)
+                else:
+                    open_folders.append(entry.name)
+            elif reason := _refused_file(entry, guard):
+                if is_picture_name(entry.name):
+                    on_skip(shown, reason)
+            else:
+                status = entry.stat()
+                files.append(FileEntry(entry.name, status.st_size, status.st_mtime_ns))
+        except OSError as error:
+            on_skip(shown, f"it cannot be read ({error.strerror})")
+    return Listing(relative, tuple(files), tuple(folders), tuple(open_folders))
+
+
+def walk_folder(
+    folder: Path, *, guard: Guard, on_skip: OnSkip, recursive: bool, excluded: frozenset[str] = frozenset()
+) -> Iterator[Listing]:
+    """Lists a folder and, where asked, everything below it: a folder's files first, then its sub-folders in order.
+
+    Args:
+        folder: Where to begin.
+        guard: Keeps the walk inside.
+        on_skip: Hears of everything that is refused.
+        recursive: Follow sub-folders.
+        excluded: Real paths (normalised case) of folders that are left alone, e.g. the regularisation folder.
+    """
+    pending = [""]
+    visited = set(excluded)
+    while pending:
+        relative = pending.pop()
+        path = folder / relative if relative else folder
+        real = os.path.normcase(os.path.realpath(path))
+        if real in visited:
+            reason = "it is used for regularisation" if real in excluded else "it was reached before through a link"
+            on_skip(f"{relative}/", reason)
+            continue
+        visited.add(real)
+        listing = list_folder(path, relative, guard, on_skip)
+        yield listing
+        if not recursive:
+            continue
+        if relative.count("/") >= MAX_DEPTH:
+            on_skip(f"{relative}/", f"sub-folders deeper than {MAX_DEPTH} are not followed")
+            continue
+        pending.extend(listing.below(name) for name in reversed(listing.open_folders))
+
+
+def _refused_folder(entry: "os.DirEntry[str]", guard: Guard) -> str:
+    """Why a folder is not followed; empty when it may be."""
+    if not _is_unicode(entry.name):
+        return "its name is not valid Unicode; rename it"
+    if entry.name.startswith("."):
+        return "it is hidden (its name begins with a dot)"
+    if entry.name.casefold() in _THUMBNAIL_FOLDERS:
+        return "it is kept by the system (thumbnails or deleted files)"
+    # Junctions on Windows are not links to Python before 3.12, so the real path of every folder is compared.
+    if not guard.lets_in(entry.path):
+        return "it is a link that leads out of the data set folder; copy the folder instead"
+    return ""
+
+
+def _refused_file(entry: "os.DirEntry[str]", guard: Guard) -> str:
+    """Why a file is not used; empty when it may be."""
+    if not _is_unicode(entry.name):
+        return "its name is not valid Unicode; rename it"
+    if entry.name.startswith("."):
+        return "it is hidden (its name begins with a dot)"
+    if entry.is_symlink():
+        if not os.path.exists(entry.path):
+            return "it is a link that leads nowhere"
+        if not guard.lets_in(entry.path):
+            return "it is a link that leads out of the data set folder; copy the file instead"
+    if not entry.is_file():
+        return "it is not an ordinary file"
+    return ""
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
