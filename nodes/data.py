@@ -1,0 +1,90 @@
+"""The data set: a folder of pictures and captions opened as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import AtelierError
+from ..dataset.scan import DatasetParams, fingerprint_folder, open_folder, with_regularisation
+from ..dataset.table import Dataset
+from .host import get_host
+from .widgets import ROOT_CATEGORY, params_from, text, widgets
+
+DATA_ROOTS = ("input", "datasets", "output", "extra")
+FOLDER_TOOLTIP = (
+    "Folder with pictures and .txt captions, below the input, datasets or output folder (or one the owner has allowed): "
+    "kohya folders such as 10_name, or any folder of pictures."
+)
+
+
+def data_folder(name: str) -> Path:
+    """The folder a widget names.
+
+    Raises:
+        InputError: It is not there, or not below an allowed folder.
+    """
+    return get_host().roots().resolve(name, DATA_ROOTS, what="data set folder")
+
+
+class OpenDataset:
+    """Opens a folder as a data set."""
+
+    ID = "AtelierOpenDataset"
+    TITLE = "Open Data Set (Atelier)"
+    CATEGORY = f"{ROOT_CATEGORY}/Data"
+    DESCRIPTION = (
+        "Opens a folder of pictures and captions for training. Only names, sizes and captions are read; the report says "
+        "how the folder was understood and what was left out."
+    )
+    SEARCH_ALIASES = ["load images", "dataset", "folder", "captions", "kohya"]
+    RETURN_TYPES = ("ATELIER_DATASET", "STRING")
+    RETURN_NAMES = ("dataset", "report")
+    OUTPUT_TOOLTIPS = (
+        "The data set as a table, for training and tagging.",
+        "How the folder was read: pictures, repeats, captions, what was left out and why.",
+    )
+    FUNCTION = "open"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
+        return {
+            "required": {
+                "folder": text(FOLDER_TOOLTIP),
+                "reg_folder": text(
+                    "Folder of regularisation pictures, which keep the model's other knowledge alive; empty for none."
+                ),
+                **widgets(DatasetParams),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, folder: str | None = None, reg_folder: str | None = None, **_: Any) -> str:
+        """Pictures and captions that were edited, added or removed are seen."""
+        return f"{folder_state(folder)} {folder_state(reg_folder)}"
+
+    def open(self, folder: str, reg_folder: str, **values: Any) -> tuple[Dataset, str]:
+        """Open the folder, and the regularisation folder beside it."""
+        params = params_from(DatasetParams, values)
+        progress = get_host().progress()
+        dataset = open_folder(data_folder(folder), params, progress=progress)
+        if reg_folder.strip():
+            regularisation = open_folder(data_folder(reg_folder), params, progress=progress)
+            dataset = with_regularisation(dataset, regularisation)
+        return dataset, dataset.summary()
+
+
+def folder_state(name: str | None) -> str:
+    """Fingerprint of a data folder by names, sizes and times; the refusal's text when it cannot be opened."""
+    if name is None:
+        return "wired"
+    if not name.strip():
+        return "none"
+    try:
+        return fingerprint_folder(data_folder(name))
+    except AtelierError as refusal:
+        return str(refusal)  # it comes again, as the error, when the node runs
+
+
+NODES = (OpenDataset,)

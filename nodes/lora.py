@@ -1,0 +1,162 @@
+"""LoRA files: opened as a handle, and applied with block weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.tensors import read_tensors
+from ..merger.lora.handle import Lora, open_lora, stem_strengths
+from ..merger.lora.presets import load_presets
+from ._changes import named_file_state
+from .host import get_host
+from .widgets import ROOT_CATEGORY, combo, number, socket, text
+
+BLOCKS_TOOLTIP = (
+    "How strong each block of the model is: a preset name such as {names} ..., or 17 or 26 numbers separated by commas. "
+    "Empty or ALL is the same as an ordinary LoRA loader."
+)
+
+
+def block_weights_field() -> tuple[str, dict[str, Any]]:
+    """The text field for block weights, with some preset names in its tooltip."""
+    return text(BLOCKS_TOOLTIP.format(names=", ".join(list(load_presets())[:6])))
+
+
+def strength_field(what: str) -> tuple[str, dict[str, Any]]:
+    """A field for a strength, as in the core loader."""
+    return number("FLOAT", 1.0, -100.0, 100.0, 0.05, f"How strongly the {what} is changed; 0 is off, 1 is as trained.")
+
+
+class OpenLora:
+    """Chooses a LoRA file."""
+
+    ID = "AtelierOpenLora"
+    TITLE = "Open LoRA (Atelier)"
+    CATEGORY = f"{ROOT_CATEGORY}/LoRA"
+    DESCRIPTION = "Chooses a LoRA file with its strengths and block weights; 'Apply LoRA' and grids use it."
+    SEARCH_ALIASES = ["load lora", "lora loader", "block weight", "lbw"]
+    RETURN_TYPES = ("ATELIER_LORA",)
+    RETURN_NAMES = ("lora",)
+    OUTPUT_TOOLTIPS = ("The LoRA as a handle: which file, how strong, which block weights.",)
+    FUNCTION = "open"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
+        return {
+            "required": {
+                "lora_name": combo(get_host().lora_names(), "A LoRA file from the loras folder."),
+                "strength_model": strength_field("UNet"),
+                "strength_clip": strength_field("text encoder"),
+                "block_weights": block_weights_field(),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, lora_name: str | None = None, **_: Any) -> str:
+        """A file written anew is seen."""
+        return named_file_state(get_host().lora_path, lora_name)
+
+    def open(self, lora_name: str, strength_model: float, strength_clip: float, block_weights: str) -> tuple[Lora]:
+        """Make the handle."""
+        lora = open_lora(
+            get_host().lora_path(lora_name),
+            lora_name,
+            strength_model=strength_model,
+            strength_clip=strength_clip,
+            block_weights=block_weights,
+        )
+        stem_strengths(lora)  # refuses block weights that do not fit the file here, before anything is loaded
+        return (lora,)
+
+
+def apply_loras(model: Any, clip: Any, loras: Sequence[Lora]) -> tuple[Any, Any]:
+    """Patched copies of model and clip, the LoRAs put on in order."""
+    host = get_host()
+    for lora in loras:
+        strengths, _ = stem_strengths(lora)
+        model, clip = host.apply_lora(
+            model,
+            clip,
+            read_tensors(lora.path),
+            strength_model=lora.strength_model,
+            strength_clip=lora.strength_clip,
+            stem_strengths=strengths,
+        )
+    return model, clip
+
+
+def loras_of_stack(stack: Sequence[Sequence[Any]]) -> list[Lora]:
+    """Handles of another pack's LORA_STACK: rows of (name, model strength, clip strength)."""
+    host = get_host()
+    return [
+        open_lora(host.lora_path(name), name, strength_model=float(model), strength_clip=float(clip))
+        for name, model, clip, *_ in stack
+        if name not in ("", "None", None)
+    ]
+
+
+class ApplyLora:
+    """Applies a LoRA with block weights."""
+
+    ID = "AtelierApplyLora"
+    TITLE = "Apply LoRA with Block Weights (Atelier)"
+    CATEGORY = f"{ROOT_CATEGORY}/LoRA"
+    DESCRIPTION = (
+        "Applies a LoRA to MODEL and CLIP, each block at its own strength. With block weights ALL the result is exactly "
+        "that of the core LoRA loader. The strengths here multiply those of the handle."
+    )
+    SEARCH_ALIASES = ["lora loader", "lora block weight", "lbw", "inspire"]
+    RETURN_TYPES = ("MODEL", "CLIP", "ATELIER_LORA", "LORA_STACK")
+    RETURN_NAMES = ("model", "clip", "lora", "lora_stack")
+    OUTPUT_TOOLTIPS = (
+        "The model with the LoRA applied.",
+        "The text encoder with the LoRA applied.",
+        "The LoRA with the strengths and block weights it was applied with.",
+        "The stack that came in with this LoRA at its end, for nodes that take a LORA_STACK (they know no block weights).",
+    )
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
+        return {
+            "required": {
+                "model": socket("MODEL", "The model to change."),
+                "clip": socket("CLIP", "The text encoder to change."),
+                "lora": socket("ATELIER_LORA", "The LoRA to apply: from 'Train LoRA' or 'Open LoRA'."),
+                "strength_model": strength_field("UNet"),
+                "strength_clip": strength_field("text encoder"),
+                "block_weights": block_weights_field(),
+            },
+            "optional": {
+                "lora_stack": socket("LORA_STACK", "LoRAs of another pack's stack, applied first."),
+            },
+        }
+
+    def apply(
+        self,
+        model: Any,
+        clip: Any,
+        lora: Lora,
+        strength_model: float,
+        strength_clip: float,
+        block_weights: str,
+        lora_stack: Sequence[Sequence[Any]] | None = None,
+    ) -> tuple[Any, Any, Lora, list[tuple[str, float, float]]]:
+        """Apply the stack, then the LoRA."""
+        stack = [tuple(row) for row in lora_stack or ()]
+        applied = dataclasses.replace(
+            lora,
+            strength_model=lora.strength_model * strength_model,
+            strength_clip=lora.strength_clip * strength_clip,
+            block_weights=block_weights.strip() or lora.block_weights,
+        )
+        model, clip = apply_loras(model, clip, [*loras_of_stack(stack), applied])
+        row = (applied.name, applied.strength_model, applied.strength_clip)
+        return model, clip, applied, [*stack, row]
+
+
+NODES = (OpenLora, ApplyLora)

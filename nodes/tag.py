@@ -1,0 +1,61 @@
+"""Tagging a picture with an ONNX tagger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..tagger.runner import TagParams, open_tagger, pick
+from ._changes import named_file_state
+from ._images import to_pil
+from .host import PICO_NAME, get_host
+from .widgets import ROOT_CATEGORY, combo, params_from, socket, widgets
+
+
+class TagImage:
+    """Tags a picture."""
+
+    ID = "AtelierTagImage"
+    TITLE = "Tag Image (Atelier)"
+    CATEGORY = f"{ROOT_CATEGORY}/Data"
+    DESCRIPTION = "Names what a picture shows, with a tagger of the WD14 kind from the taggers folder."
+    SEARCH_ALIASES = ["wd14", "tagger", "interrogate", "caption", "booru"]
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("tags",)
+    OUTPUT_TOOLTIPS = ("Tags separated by commas, best first; one line per picture of the batch.",)
+    FUNCTION = "tag"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
+        return {
+            "required": {
+                "image": socket("IMAGE", "The picture or pictures to tag."),
+                "tagger_name": combo(
+                    get_host().tagger_names(),
+                    "A folder with model.onnx and selected_tags.csv below the taggers model folder, or "
+                    f"'{PICO_NAME}', the tagger of the tiny model.",
+                ),
+                **widgets(TagParams),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, tagger_name: str | None = None, **_: Any) -> str:
+        """A tagger written anew is seen."""
+        return named_file_state(get_host().tagger_path, tagger_name)
+
+    def tag(self, image: Any, tagger_name: str, **values: Any) -> dict[str, Any]:
+        """Tag each picture of the batch."""
+        host = get_host()
+        params = params_from(TagParams, values)
+        tagger = open_tagger(host.tagger_path(tagger_name))
+        progress = host.progress(len(image))
+        lines = []
+        for index, scores in enumerate(tagger.tag_images(map(to_pil, image), progress)):
+            progress.update(index + 1, len(image))
+            lines.append(", ".join(tag.name for tag in pick(scores, params)))
+        return {"ui": {"text": lines}, "result": ("\n".join(lines),)}
+
+
+NODES = (TagImage,)

@@ -1,0 +1,193 @@
+"""Training: the job is put together from handles and options, and one call does the rest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.params import Choice
+from ..dataset.table import Dataset
+from ..families._base import Base
+from ..merger.lora.handle import open_lora
+from ..networks._spec import get_network
+from ..trainer.config import Job, TrainParams
+from ..trainer.objectives._spec import find_objective
+from ..trainer.optimizers._spec import find_optimizer
+from ..trainer.run import RunResult, continue_run, train_lora
+from .host import get_host
+from .widgets import ROOT_CATEGORY, number, params_from, socket, text, widgets
+
+log = logging.getLogger("lora_atelier")
+
+SHOWN = (
+    "run_name",
+    "steps",
+    "batch_size",
+    "resolution_px",
+    "seed",
+    "train_unet",
+    "train_text_encoder",
+    "precision",
+    "mode",
+    "save_every_steps",
+    "clip_skip",
+    "gradient_checkpointing",
+)
+"""The twelve widgets that are not folded away."""
+
+RUN_OUTPUTS = ("ATELIER_RUN", "ATELIER_LORA", "STRING")
+RUN_OUTPUT_TOOLTIPS = (
+    "The run: its folder and the step it reached, for checkpoint grids, plots, reports and for going on.",
+    "The finished LoRA, which is also in the loras folder.",
+    "What was trained and how: pictures, steps, losses, files.",
+)
+
+
+def default_choice(kind: str) -> Choice:
+    """The option that is used when its socket is left open, with its own defaults."""
+    name, find = {"network": ("lora", get_network), "optimizer": ("adamw", find_optimizer), "objective": ("epsilon", find_objective)}[kind]
+    return Choice(kind=kind, name=name, params=find(name).params())
+
+
+def shown_result(result: RunResult, trigger: str) -> dict[str, Any]:
+    """A node's return value for a run: text for the page, and the three outputs."""
+    host = get_host()
+    name = result.lora_path.relative_to(host.loras_dir()).as_posix()
+    lora = open_lora(result.lora_path, name, trigger=trigger)
+    return {"ui": {"text": [result.report]}, "result": (result.run, lora, result.report)}
+
+
+class TrainLora:
+    """Trains a LoRA."""
+
+    ID = "AtelierTrainLora"
+    TITLE = "Train LoRA (Atelier)"
+    CATEGORY = f"{ROOT_CATEGORY}/Train"
+    DESCRIPTION = (
+        "Trains a LoRA on a data set. Everything is checked before the first step; Cancel keeps what was learned and the "
+        "same settings go on from there. The same request twice returns the finished run at once."
+    )
+    SEARCH_ALIASES = ["train", "training", "fine-tune", "kohya", "lora trainer"]
+    RETURN_TYPES = RUN_OUTPUTS
+    RETURN_NAMES = ("run", "lora", "report")
+    OUTPUT_TOOLTIPS = RUN_OUTPUT_TOOLTIPS
+    FUNCTION = "train"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
+        return {
+            "required": {
+                "base": socket("ATELIER_BASE", "The model to train on."),
+                "dataset": socket("ATELIER_DATASET", "The pictures and captions to learn."),
+                **widgets(TrainParams, shown=SHOWN),
+            },
+            "optional": {
+                "network": socket("ATELIER_NETWORK", "Kind and size of the adapter; LoRA of rank 16 when left open."),
+                "optimizer": socket("ATELIER_OPTIMIZER", "Optimizer and learning rates; AdamW when left open."),
+                "objective": socket("ATELIER_OBJECTIVE", "What is minimised; the error on the noise when left open."),
+                "blocks": socket("ATELIER_BLOCKS", "Which blocks are trained; all when left open."),
+                "trigger": text(
+                    "The word that calls what is learned; only noted in the handle and the report, captions stay as they are.",
+                    advanced=True,
+                ),
+            },
+            "hidden": {"prompt": "PROMPT"},
+        }
+
+    def train(
+        self,
+        base: Base,
+        dataset: Dataset,
+        network: Choice | None = None,
+        optimizer: Choice | None = None,
+        objective: Choice | None = None,
+        blocks: str | None = None,
+        trigger: str = "",
+        prompt: Mapping[str, Any] | None = None,
+        **values: Any,
+    ) -> dict[str, Any]:
+        """Put the job together and train."""
+        job = Job(
+            base=base,
+            dataset=dataset,
+            params=params_from(TrainParams, values),
+            network=network or default_choice("network"),
+            optimizer=optimizer or default_choice("optimizer"),
+            objective=objective or default_choice("objective"),
+            blocks=blocks or "",
+        )
+        host = get_host()
+        with host.training():
+            result = train_lora(
+                job,
+                output_dir=host.output_dir(),
+                loras_dir=host.loras_dir(),
+                cache_dir=host.cache_dir(),
+                device=host.device(),
+                progress=host.progress(job.params.steps),
+                prompt=dict(prompt) if prompt else None,
+            )
+        log.info("%s", result.report)
+        return shown_result(result, trigger)
+
+
+class ContinueTraining:
+    """Trains a finished run further."""
+
+    ID = "AtelierContinueTraining"
+    TITLE = "Continue Training (Atelier)"
+    CATEGORY = f"{ROOT_CATEGORY}/Train"
+    DESCRIPTION = (
+        "Trains a run for more steps, as a new run that starts from its weights and optimizer state; the first run stays "
+        "as it is. (An interrupted run goes on by itself when its 'Train LoRA' is queued again.)"
+    )
+    SEARCH_ALIASES = ["resume training", "more steps", "continue"]
+    RETURN_TYPES = RUN_OUTPUTS
+    RETURN_NAMES = ("run", "lora", "report")
+    OUTPUT_TOOLTIPS = RUN_OUTPUT_TOOLTIPS
+    FUNCTION = "go_on"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
+        return {
+            "required": {
+                "run": socket("ATELIER_RUN", "The run to go on from."),
+                "base": socket("ATELIER_BASE", "The same base model that the run was trained on."),
+                "dataset": socket("ATELIER_DATASET", "The pictures to learn; the same or others."),
+                "extra_steps": number("INT", 500, 1, 10_000_000, 1, "How many steps to train on top of those done."),
+            },
+            "hidden": {"prompt": "PROMPT"},
+        }
+
+    def go_on(
+        self,
+        run: Any,
+        base: Base,
+        dataset: Dataset,
+        extra_steps: int,
+        prompt: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Train on."""
+        host = get_host()
+        with host.training():
+            result = continue_run(
+                run,
+                base=base,
+                dataset=dataset,
+                extra_steps=extra_steps,
+                output_dir=host.output_dir(),
+                loras_dir=host.loras_dir(),
+                cache_dir=host.cache_dir(),
+                device=host.device(),
+                progress=host.progress(extra_steps),
+                prompt=dict(prompt) if prompt else None,
+            )
+        return shown_result(result, "")
+
+
+NODES = (TrainLora, ContinueTraining)
