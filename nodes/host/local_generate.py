@@ -1,0 +1,202 @@
+"""Generation on the local host: prompts to CONDITIONING, KSampler, VAE, in ComfyUI's numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ...core.errors import InputError, unknown_name
+from ...families._spec import TextState
+from .local_models import LocalClip, LocalModel, LocalVae
+from .local_prompt import SpecialTokens, encode_windows, parse_weights, token_windows
+from .local_samplers import SAMPLERS, Denoiser
+from .local_schedules import sigmas_for
+
+LATENT_CHANNELS = 4
+LATENT_FACTOR_PX = 8
+_MAX_SEED = 2**64 - 1
+
+
+def encode_prompt(clip: LocalClip, text: str) -> list[list[Any]]:
+    """CONDITIONING of a prompt: [[hidden [1, tokens, channels] float32, {"pooled_output": ...}]]."""
+    tokenizer = clip.base.components.tokenizers[0]
+    start, end = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in ("<|startoftext|>", "<|endoftext|>"))
+    special = SpecialTokens(start=start, end=end, pad=end)
+    encoder = clip.text_encoder()
+
+    def word_ids(words: str) -> list[int]:
+        return list(tokenizer(words, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+    def encode(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return _hidden_states(encoder, ids.to(clip.base.device), clip.clip_skip)
+
+    with torch.inference_mode():
+        hidden, pooled = encode_windows(token_windows(parse_weights(text), word_ids, special), encode, special)
+    return [[hidden.cpu(), {"pooled_output": None if pooled is None else pooled.cpu()}]]
+
+
+def _hidden_states(encoder: Any, ids: torch.Tensor, clip_skip: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Float32 hidden states of a layer counted from the end, each through the final layer norm, and the pooled state."""
+    if clip_skip == 1:
+        output = encoder(input_ids=ids)
+        return output.last_hidden_state.float(), output.pooler_output.float()
+    output = encoder(input_ids=ids, output_hidden_states=True)
+    inner = getattr(encoder, "text_model", encoder)  # transformers 4 wraps the encoder, transformers 5 does not
+    return inner.final_layer_norm(output.hidden_states[-clip_skip]).float(), output.pooler_output.float()
+
+
+def empty_latent(width_px: int, height_px: int, batch_size: int = 1) -> dict[str, torch.Tensor]:
+    """LATENT of zeros for pictures of this size; the size is cut down to multiples of 8 px."""
+    shape = (batch_size, LATENT_CHANNELS, height_px // LATENT_FACTOR_PX, width_px // LATENT_FACTOR_PX)
+    return {"samples": torch.zeros(shape)}
+
+
+def start_noise(samples: torch.Tensor, seed: int, batch_index: Sequence[int] | None = None) -> torch.Tensor:
+    """The noise of a latent batch, always drawn on the CPU in float32.
+
+    Without ``batch_index`` one draw fills the whole batch. With it, picture k of the batch gets the k-th of as many
+    single draws as the largest index needs, so that a picture taken out of a batch keeps its noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if batch_index is None:
+        return torch.randn(samples.shape, generator=generator)
+    draws = [torch.randn((1, *samples.shape[1:]), generator=generator) for _ in range(max(batch_index) + 1)]
+    return torch.cat([draws[i] for i in batch_index])
+
+
+def sample(
+    model: LocalModel,
+    positive: list[list[Any]],
+    negative: list[list[Any]],
+    latent: dict[str, Any],
+    *,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler: str,
+    scheduler: str,
+    denoise: float,
+    on_step: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """KSampler.
+
+    Args:
+        model: the UNet to use.
+        positive: CONDITIONING that is asked for.
+        negative: CONDITIONING that is steered away from; not used when cfg is 1.
+        latent: "samples" float [b, 4, h, w] unscaled, optionally "batch_index".
+        seed: of the noise, 0 to 2**64 - 1.
+        steps: sampler steps.
+        cfg: guidance scale.
+        sampler: name in SAMPLERS.
+        scheduler: name in SCHEDULERS.
+        denoise: share of the process to run.
+        on_step: called with (step from 0, steps in all) at each step; may raise to cancel.
+
+    Returns:
+        A copy of ``latent`` with new "samples".
+
+    Raises:
+        UnknownNameError: no such sampler or scheduler.
+        InputError: another value out of range.
+    """
+    if sampler not in SAMPLERS:
+        raise unknown_name("sampler", sampler, SAMPLERS)
+    if not 0 <= seed <= _MAX_SEED:
+        raise InputError(f"seed is {seed}; it must lie between 0 and {_MAX_SEED}.")
+    if not math.isfinite(cfg):
+        raise InputError(f"cfg is {cfg}; it must be a finite number.")
+    base = model.base
+    sigmas = sigmas_for(base.levels, scheduler, steps, denoise)
+    samples = latent["samples"].float()
+    if not sigmas:
+        return dict(latent)
+    with torch.inference_mode():
+        start = samples * base.family.latent_scale if torch.count_nonzero(samples) else samples
+        noise = start_noise(samples, seed, latent.get("batch_index")).to(base.device)
+        x = start.to(base.device) + noise * _first_noise_scale(sigmas[0], base.levels.sigma_max)
+        denoiser = _guided(model, positive, negative, cfg, len(samples))
+        generator = torch.Generator(device=base.device).manual_seed(seed)
+
+        def fresh_noise() -> torch.Tensor:
+            return torch.randn(x.shape, generator=generator, device=base.device)
+
+        def step_done(step: int, clean: torch.Tensor) -> None:
+            on_step(step, len(sigmas) - 1)
+
+        result = SAMPLERS[sampler](denoiser, x, sigmas, fresh_noise, step_done)
+    return {**latent, "samples": (result.float() / base.family.latent_scale).cpu()}
+
+
+def _first_noise_scale(sigma: float, sigma_max: float) -> float:
+    """Noise is scaled to the level, and at the highest level so that latent and noise together have its variance."""
+    full = sigma > sigma_max or math.isclose(sigma, sigma_max, rel_tol=1e-5)
+    return math.sqrt(1.0 + sigma**2) if full else sigma
+
+
+def _guided(
+    model: LocalModel, positive: list[list[Any]], negative: list[list[Any]], cfg: float, batch_size: int
+) -> Denoiser:
+    """D(x, sigma) of the epsilon-predicting UNet under classifier-free guidance, both prompts in one batch."""
+    base, unet = model.base, model.unet()
+    dtype = next(unet.parameters()).dtype
+    guided = not math.isclose(cfg, 1.0)
+    contexts = [_context(positive, "positive")] + ([_context(negative, "negative")] if guided else [])
+    context = torch.cat([c.expand(batch_size, -1, -1) for c in _same_length(contexts)])
+    text = TextState(hidden=context.to(base.device, dtype))
+    copies = len(contexts)
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        scaled = (x / math.sqrt(sigma**2 + 1.0)).to(dtype)
+        timesteps = torch.full((copies * batch_size,), base.levels.timestep_at(sigma), device=base.device)
+        noise = base.family.predict(unet, torch.cat([scaled] * copies), timesteps, text).float()
+        if guided:
+            wanted, unwanted = noise.chunk(2)
+            noise = torch.lerp(unwanted, wanted, cfg)
+        return x.sub(noise, alpha=sigma)
+
+    return denoise
+
+
+def _context(conditioning: list[list[Any]], name: str) -> torch.Tensor:
+    if len(conditioning) != 1:
+        raise InputError(
+            f"the {name} conditioning holds {len(conditioning)} parts; the local runner samples one prompt at a time, "
+            "run workflows that combine conditionings on a ComfyUI server (--server URL)."
+        )
+    hidden: torch.Tensor = conditioning[0][0]
+    return hidden
+
+
+def _same_length(contexts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Repeat whole prompts up to a common number of tokens, which attention does not notice."""
+    tokens = math.lcm(*(context.shape[1] for context in contexts))
+    return [context.repeat(1, tokens // context.shape[1], 1) for context in contexts]
+
+
+def decode(vae: LocalVae, latent: dict[str, Any]) -> torch.Tensor:
+    """IMAGE float32 [b, height, width, 3] in 0..1 on the CPU."""
+    base = vae.base
+    with torch.inference_mode():
+        scaled = latent["samples"].to(base.device, torch.float32) * base.family.latent_scale
+        return base.family.decode_image(base.components.vae, scaled).float().clamp(0.0, 1.0).cpu()
+
+
+def encode(vae: LocalVae, pixels: torch.Tensor) -> dict[str, Any]:
+    """LATENT (the mean, unscaled) of IMAGE [b, height, width, 3 or 4]; sizes are cropped around the centre to 8 px."""
+    base = vae.base
+    pixels = pixels[..., :3]
+    for axis in (1, 2):
+        size = pixels.shape[axis] // LATENT_FACTOR_PX * LATENT_FACTOR_PX
+        if size == 0:
+            raise InputError(
+                f"the picture of {pixels.shape[2]}x{pixels.shape[1]} px is too small to encode; use at least "
+                f"{LATENT_FACTOR_PX} px each way."
+            )
+        pixels = pixels.narrow(axis, (pixels.shape[axis] % LATENT_FACTOR_PX) // 2, size)
+    with torch.inference_mode():
+        mean, _ = base.family.encode_image(base.components.vae, pixels.movedim(-1, 1).to(base.device) * 2.0 - 1.0)
+    return {"samples": mean.float().cpu()}

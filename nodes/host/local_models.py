@@ -1,0 +1,250 @@
+"""MODEL, CLIP and VAE of the local host: a base's parts held once, LoRA patches held beside them.
+
+The loaded weights are shared by every MODEL and CLIP made from them and are never written to. A patched object only
+remembers its patches; when it is used, the patched weights (base + strength * delta, summed in fp32 as ComfyUI does)
+are put in place of the base's own, and they stay there until an object with other patches is used. Sets of patched
+weights are kept up to a limit, so that a grid that goes back and forth between LoRAs does not build them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ...core.errors import InputError
+from ...networks._apply import lora_delta, split_file
+
+if TYPE_CHECKING:
+    from ...families._spec import Components, Family
+    from .local_schedules import NoiseLevels
+
+_log = logging.getLogger(__name__)
+_MAX_KEPT_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """One LoRA at some strengths.
+
+    Attributes:
+        modules: stem to part tensors, as ``networks._apply.split_file`` gives them.
+        strengths: stem to factor on its delta, zeros left out.
+        key: hash of the tensors and strengths.
+    """
+
+    modules: Mapping[str, Mapping[str, torch.Tensor]]
+    strengths: Mapping[str, float]
+    key: str
+
+
+class PatchedModule:
+    """A network whose weights can be swapped for patched ones by LoRA stem."""
+
+    def __init__(self, module: nn.Module, stems: Mapping[str, nn.Module]) -> None:
+        self.module = module
+        self.stems = dict(stems)
+        self._base: dict[nn.Module, nn.Parameter] = {layer: layer.weight for layer in self.stems.values()}
+        self._kept: OrderedDict[tuple[str, ...], dict[nn.Module, nn.Parameter]] = OrderedDict()
+        self._active: tuple[str, ...] = ()
+
+    def activate(self, patches: tuple[Patch, ...]) -> nn.Module:
+        """Put the weights of exactly these patches in place and return the network."""
+        key = tuple(patch.key for patch in patches)
+        if key != self._active:
+            weights = self._kept.get(key) or self._build(patches)
+            for layer in self._kept.get(self._active, {}):
+                layer._parameters["weight"] = self._base[layer]
+            for layer, weight in weights.items():
+                layer._parameters["weight"] = weight
+            if key:
+                self._kept[key] = weights
+                self._kept.move_to_end(key)
+            self._active = key
+            self._forget()
+        return self.module
+
+    def _build(self, patches: tuple[Patch, ...]) -> dict[nn.Module, nn.Parameter]:
+        sums: dict[nn.Module, torch.Tensor] = {}
+        # Not inference tensors: the network outlives the inference mode it is used in.
+        with torch.inference_mode(False), torch.no_grad():
+            for patch in patches:
+                for stem, strength in patch.strengths.items():
+                    layer = self.stems[stem]
+                    weight = self._base[layer]
+                    delta = lora_delta(_plain(patch.modules[stem]), stem=stem, weight_shape=tuple(weight.shape))
+                    total = sums.get(layer)
+                    start = weight.detach().to(torch.float32) if total is None else total
+                    sums[layer] = torch.add(start, delta.to(weight.device), alpha=strength)
+            return {
+                layer: nn.Parameter(total.to(self._base[layer].dtype), requires_grad=False)
+                for layer, total in sums.items()
+            }
+
+    def _forget(self) -> None:
+        """Drop the sets used longest ago while all sets together exceed the limit; the active one stays."""
+
+        def size_bytes() -> int:
+            return sum(w.numel() * w.element_size() for weights in self._kept.values() for w in weights.values())
+
+        while len(self._kept) > 1 and size_bytes() > _MAX_KEPT_BYTES:
+            oldest = next(key for key in self._kept if key != self._active)
+            del self._kept[oldest]
+
+
+def _plain(parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: part.clone() if part.is_inference() else part for name, part in parts.items()}
+
+
+class LocalBase:
+    """The parts of one loaded base with what the sampler must know of it."""
+
+    def __init__(self, family: Family, components: Components, device: torch.device, identity: str) -> None:
+        from .local_schedules import NoiseLevels
+        from .local_stems import text_stems, unet_stems
+
+        self.family = family
+        self.components = components
+        self.device = device
+        self.identity = identity
+        self.levels: NoiseLevels = NoiseLevels.from_alphas_cumprod(family.alphas_cumprod())
+        self.unet = PatchedModule(components.unet, unet_stems(components.unet))
+        self.text = PatchedModule(components.text_encoders[0], text_stems(components.text_encoders[0]))
+
+    def move_to(self, device: torch.device) -> None:
+        """Move all parts; patched sets are built again when they are needed."""
+        if device == self.device:
+            return
+        self.unet.activate(())
+        self.text.activate(())
+        for part in (self.components.unet, *self.components.text_encoders, self.components.vae):
+            if part is not None:
+                part.to(device)
+        self.unet = PatchedModule(self.unet.module, self.unet.stems)
+        self.text = PatchedModule(self.text.module, self.text.stems)
+        self.device = device
+
+
+@dataclass(frozen=True, eq=False)
+class LocalModel:
+    """MODEL: the UNet of a base with patches."""
+
+    base: LocalBase
+    patches: tuple[Patch, ...] = ()
+
+    def unet(self) -> nn.Module:
+        """The UNet with this object's weights in place."""
+        return self.base.unet.activate(self.patches)
+
+
+@dataclass(frozen=True, eq=False)
+class LocalClip:
+    """CLIP: the text encoder of a base with patches.
+
+    Attributes:
+        base: the loaded base.
+        patches: LoRAs in the order they were applied.
+        clip_skip: 1 uses the last layer, 2 the one before, each through the final layer norm.
+    """
+
+    base: LocalBase
+    patches: tuple[Patch, ...] = ()
+    clip_skip: int = 1
+
+    def text_encoder(self) -> nn.Module:
+        """The text encoder with this object's weights in place."""
+        return self.base.text.activate(self.patches)
+
+
+@dataclass(frozen=True, eq=False)
+class LocalVae:
+    """VAE of a base."""
+
+    base: LocalBase
+
+
+def add_lora(
+    model: LocalModel | None,
+    clip: LocalClip | None,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    strength_model: float,
+    strength_clip: float,
+    stem_strengths: Mapping[str, float],
+) -> tuple[LocalModel | None, LocalClip | None]:
+    """Patched copies; stems the base does not have are logged and left out, as ComfyUI does.
+
+    Args:
+        model: patched on the stems of the UNet, None to leave out.
+        clip: patched on the stems of the text encoder, None to leave out.
+        tensors: content of a LoRA file.
+        strength_model: factor on every delta of the UNet.
+        strength_clip: factor on every delta of the text encoder.
+        stem_strengths: further factor by stem, 1.0 where it has none.
+
+    Raises:
+        FormatError: a tensor belongs to no known network.
+        InputError: no stem of the file fits the base.
+    """
+    modules = split_file(tensors)
+    unet_stems = {} if model is None else model.base.unet.stems
+    text_stems = {} if clip is None else clip.base.text.stems
+    known_text = text_stems or ({} if model is None else model.base.text.stems)
+    unknown = [stem for stem in modules if stem not in unet_stems and stem not in known_text]
+    if len(unknown) == len(modules):
+        raise InputError(
+            f"none of the LoRA's {len(modules)} modules fits the loaded base (for example {next(iter(modules), 'none')}); "
+            "use a LoRA that was trained for this kind of base."
+        )
+    for stem in unknown:
+        _log.warning("lora key not loaded: %s", stem)
+    content = _content_hash(modules)
+    if model is not None:
+        patch = _patch(modules, content, unet_stems, strength_model, stem_strengths)
+        model = replace(model, patches=(*model.patches, patch)) if patch.strengths else model
+    if clip is not None:
+        patch = _patch(modules, content, text_stems, strength_clip, stem_strengths)
+        clip = replace(clip, patches=(*clip.patches, patch)) if patch.strengths else clip
+    return model, clip
+
+
+def _patch(
+    modules: Mapping[str, Mapping[str, torch.Tensor]],
+    content: str,
+    stems: Mapping[str, nn.Module],
+    strength: float,
+    stem_strengths: Mapping[str, float],
+) -> Patch:
+    strengths = {stem: strength * stem_strengths.get(stem, 1.0) for stem in modules if stem in stems}
+    strengths = {stem: factor for stem, factor in strengths.items() if factor != 0.0}
+    digest = hashlib.sha256(content.encode())
+    digest.update(repr(sorted(strengths.items())).encode())
+    return Patch(modules=modules, strengths=strengths, key=digest.hexdigest())
+
+
+def _content_hash(modules: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for stem, parts in modules.items():
+        for name, part in parts.items():
+            digest.update(f"{stem}.{name}:{tuple(part.shape)}:{part.dtype}".encode())
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def patch_keys(*objects: Any) -> list[str]:
+    """What tells these objects from others: identity of the base, clip skip, keys of the patches."""
+    keys: list[str] = []
+    for thing in objects:
+        if isinstance(thing, (LocalModel, LocalClip, LocalVae)):
+            keys += [type(thing).__name__, thing.base.identity]
+        if isinstance(thing, (LocalModel, LocalClip)):
+            keys += [patch.key for patch in thing.patches]
+        if isinstance(thing, LocalClip):
+            keys.append(str(thing.clip_skip))
+    return keys
