@@ -109,7 +109,7 @@ def effective_repeats(dataset: "Dataset") -> NDArray[np.int64]:
     if missing > 0:
         counts = counts + missing // len(reg)
         counts[: missing % len(reg)] += 1
-    result = repeats.copy()
+    result: NDArray[np.int64] = repeats.copy()
     result[reg] = counts
     return result
 

@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+_Item = TypeVar("_Item", bound=np.generic)
 
 
 class Digest(Protocol):
@@ -187,6 +189,12 @@ class TagColumnBuilder:
         self._pending.clear()
 
 
+def frozen(column: NDArray[_Item]) -> NDArray[_Item]:
+    """The same array, closed for writing."""
+    column.setflags(write=False)
+    return column
+
+
 def new_digest() -> "hashlib.blake2b":
     """The hash that fingerprints of data sets use (32 hexadecimal digits)."""
     return hashlib.blake2b(digest_size=16)
@@ -200,4 +208,5 @@ def _runs(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.i
     """Indexes of all elements of runs that begin at ``starts``: s0, s0+1, ..., s1, s1+1, ..."""
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    shifts: NDArray[np.int64] = np.repeat(starts - (ends - lengths), lengths)
+    return np.arange(total, dtype=np.int64) + shifts

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..core.errors import FormatError
 from .buckets import Bucket
@@ -299,7 +299,7 @@ def _reason_of(error: Exception, path: Path | str) -> str:
     """Turns what Pillow or the system raised into a reason without addresses and file names."""
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than the {MAX_PIXELS} pixels allowed; scale it down first"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         ending = os.path.splitext(os.fspath(path))[1].lower()
         if ending == ".jxl" and "JXL" not in _formats():
             return "JPEG XL needs a plug-in; run: pip install pillow-jxl-plugin"

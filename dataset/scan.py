@@ -13,7 +13,7 @@ from ..core.errors import InputError, StorageError
 from ..core.params import Params, param
 from ..core.progress import Progress, SilentProgress
 from .captions import split_tags
-from .columns import TagColumnBuilder, TextColumn
+from .columns import TagColumnBuilder, TextColumn, frozen
 from .identity import fingerprint_folder
 from .images import BadPicture, is_picture_name, read_header
 from .layout import LAYOUTS, MAX_REPEATS, Layout, PlannedFolder, read_layout
@@ -277,26 +277,21 @@ def _dataset_of(root: Path, subsets: tuple[Subset, ...], layout: Layout, scan: _
     # Folders without a usable picture are left out of the table, and the numbers of the others close up.
     numbers = np.frombuffer(scan.subset_index, dtype=np.int32)
     used, subset_index = np.unique(numbers, return_inverse=True)
-    columns = {
-        "width_px": np.array(scan.widths_px, dtype=np.int32),
-        "height_px": np.array(scan.heights_px, dtype=np.int32),
-        "size_bytes": np.array(scan.sizes_bytes, dtype=np.int64),
-        "mtime_ns": np.array(scan.mtimes_ns, dtype=np.int64),
-        "subset_index": subset_index.reshape(-1).astype(np.int32),
-        "caption_source": np.array(scan.caption_source, dtype=np.uint8),
-    }
-    for column in columns.values():
-        column.setflags(write=False)
     return Dataset(
         root=root,
         subsets=tuple(subsets[number] for number in used),
         names=TextColumn.from_strings(scan.names),
+        width_px=frozen(np.array(scan.widths_px, dtype=np.int32)),
+        height_px=frozen(np.array(scan.heights_px, dtype=np.int32)),
+        size_bytes=frozen(np.array(scan.sizes_bytes, dtype=np.int64)),
+        mtime_ns=frozen(np.array(scan.mtimes_ns, dtype=np.int64)),
+        subset_index=frozen(subset_index.reshape(-1).astype(np.int32)),
+        caption_source=frozen(np.array(scan.caption_source, dtype=np.uint8)),
         tags=scan.tags.build(),
         layout=layout.text,
         notes=tuple(_notes(subsets, layout, scan)),
         history=(f"opened {root.name!r}",),
         skipped=tuple(scan.skipped),
-        **columns,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import InputError
-from .columns import TagColumn, TextColumn, new_digest
+from .columns import TagColumn, TextColumn, frozen, new_digest
 from .walk import printable
 
 CAPTION_NONE = 0
@@ -200,12 +200,12 @@ class Dataset:
         return replace(
             self,
             names=self.names.take(index),
-            width_px=_frozen(self.width_px[index]),
-            height_px=_frozen(self.height_px[index]),
-            size_bytes=_frozen(self.size_bytes[index]),
-            mtime_ns=_frozen(self.mtime_ns[index]),
-            subset_index=_frozen(self.subset_index[index]),
-            caption_source=_frozen(self.caption_source[index]),
+            width_px=frozen(self.width_px[index]),
+            height_px=frozen(self.height_px[index]),
+            size_bytes=frozen(self.size_bytes[index]),
+            mtime_ns=frozen(self.mtime_ns[index]),
+            subset_index=frozen(self.subset_index[index]),
+            caption_source=frozen(self.caption_source[index]),
             tags=self.tags.take(index),
             history=(*self.history, note),
         )
@@ -233,12 +233,12 @@ class Dataset:
             self,
             subsets=(*self.subsets, *other.subsets),
             names=self.names.joined(other.names),
-            width_px=_frozen(np.concatenate([self.width_px, other.width_px])),
-            height_px=_frozen(np.concatenate([self.height_px, other.height_px])),
-            size_bytes=_frozen(np.concatenate([self.size_bytes, other.size_bytes])),
-            mtime_ns=_frozen(np.concatenate([self.mtime_ns, other.mtime_ns])),
-            subset_index=_frozen(np.concatenate([self.subset_index, other.subset_index + np.int32(len(self.subsets))])),
-            caption_source=_frozen(np.concatenate([self.caption_source, other.caption_source])),
+            width_px=frozen(np.concatenate([self.width_px, other.width_px])),
+            height_px=frozen(np.concatenate([self.height_px, other.height_px])),
+            size_bytes=frozen(np.concatenate([self.size_bytes, other.size_bytes])),
+            mtime_ns=frozen(np.concatenate([self.mtime_ns, other.mtime_ns])),
+            subset_index=frozen(np.concatenate([self.subset_index, other.subset_index + np.int32(len(self.subsets))])),
+            caption_source=frozen(np.concatenate([self.caption_source, other.caption_source])),
             tags=self.tags.joined(other.tags),
             notes=(*self.notes, *other.notes),
             history=(*self.history, note),
@@ -292,8 +292,3 @@ def nothing_left(folder: Path, skipped: Sequence[Skipped]) -> InputError:
     first = "; ".join(str(entry) for entry in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     return InputError(f"no picture in {str(folder)!r} can be used ({first}{more}); repair or replace them")
-
-
-def _frozen(column: NDArray[np.generic]) -> NDArray:  # type: ignore[type-arg]
-    column.setflags(write=False)
-    return column
