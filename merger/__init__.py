@@ -1,0 +1,1 @@
+"""Merging and handling of models and LoRAs."""

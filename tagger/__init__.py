@@ -1,0 +1,1 @@
+"""Tagging pictures: one runner, one adapter file per kind of tagger."""

@@ -1,0 +1,1 @@
+"""One file per grid axis; each exports ``AXIS``."""

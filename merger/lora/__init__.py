@@ -1,0 +1,1 @@
+"""LoRA files: the handle on wires, block weights and their presets."""

@@ -1,0 +1,1 @@
+"""One file per tag processing step; each exports ``STEP``."""

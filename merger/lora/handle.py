@@ -1,0 +1,174 @@
+"""The LoRA handle that travels on wires: which file, how strong, with which block weights. No weights are loaded."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import FormatError, InputError
+from ...core.files import sha256_file
+from ...core.tensors import Header, read_header
+from .blocks import IDENTITY_NAMES, block_strengths, explain_weights, family_blocks
+from .presets import Presets
+
+MAX_STRENGTH = 100.0
+"""Largest absolute strength, as in the core loader."""
+
+_PART = re.compile(
+    r"[._](?:lora_(?:down|up|mid)(?:\.weight)?|lora_[AB](?:\.default)?\.weight|lora(?:\.|_linear_layer\.)(?:down|up)\.weight"
+    r"|alpha|dora_scale|hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)|lokr_(?:w1|w2|w1_a|w1_b|w2_a|w2_b|t1|t2)"
+    r"|oft_blocks|oft_diag|a1|a2|b1|b2|diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)$"
+)
+"""End of a tensor's name that makes it part of a LoRA-like network: kohya, diffusers, peft and LyCORIS names."""
+
+_OTHER_MODELS = ("double_blocks", "single_blocks", "joint_blocks", "single_transformer_blocks", "lora_transformer_")
+_CROSS_ATTENTION = re.compile(r"attn2[._]to_k[._](?:lora_down|lora_A|lora[._]down)")
+_SDXL_STEM = re.compile(
+    r"(lora_te2_|text_encoder_2|conditioner|input_blocks_[78]_1_transformer_blocks_[1-9]|down_blocks_2_\w+blocks_[2-9])"
+)
+_HASHES: dict[tuple[str, int, int], str] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """One LoRA file as it is to be applied (socket ``ATELIER_LORA``).
+
+    Attributes:
+        path: The safetensors file.
+        name: Its name below the loras folder, as the loader lists it.
+        sha256: Hash of the whole file, hexadecimal.
+        family: Model family it was trained for.
+        strength_model: Factor of the UNet's deltas.
+        strength_clip: Factor of the text encoder's deltas.
+        block_weights: Preset name or numbers; empty means ALL.
+        trigger: Words that call the concept, as its author gave them; may be empty.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    family: str
+    strength_model: float = 1.0
+    strength_clip: float = 1.0
+    block_weights: str = ""
+    trigger: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, the path as text."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+
+def open_lora(
+    path: Path,
+    name: str,
+    *,
+    strength_model: float = 1.0,
+    strength_clip: float = 1.0,
+    block_weights: str = "",
+    trigger: str = "",
+) -> Lora:
+    """Make a handle from a LoRA file, by its header and hash.
+
+    Raises:
+        FormatError: Not a LoRA, or one for a model family that cannot be used here (named).
+        InputError: A strength is not a number or beyond 100.
+        StorageError: The file cannot be read.
+    """
+    for what, strength in (("model strength", strength_model), ("clip strength", strength_clip)):
+        if not -MAX_STRENGTH <= strength <= MAX_STRENGTH:
+            raise InputError(f"The {what} is {strength}; give a number from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}.")
+    family = lora_family(read_header(path), name)
+    return Lora(
+        path=path,
+        name=name,
+        sha256=_sha256(path),
+        family=family,
+        strength_model=strength_model,
+        strength_clip=strength_clip,
+        block_weights=block_weights.strip(),
+        trigger=trigger.strip(),
+    )
+
+
+def stem_of_key(key: str) -> str | None:
+    """Return the module part of a LoRA tensor's name, or None when the name is no LoRA's."""
+    found = _PART.search(key)
+    return key[: found.start()] if found else None
+
+
+def lora_stems(path: Path) -> tuple[str, ...]:
+    """Return the module stems of a LoRA file in file order, read from its header."""
+    stems = (stem_of_key(key) for key in read_header(path).shapes)
+    return tuple(dict.fromkeys(stem for stem in stems if stem))
+
+
+def lora_family(header: Header, name: str) -> str:
+    """Name the model family of a LoRA by the names and shapes of its tensors.
+
+    Raises:
+        FormatError: Not a LoRA, or a LoRA for another kind of model; the message says which.
+    """
+    stems = [stem for stem in (stem_of_key(key) for key in header.shapes) if stem]
+    if not stems:
+        raise FormatError(
+            f"'{name}' is not a LoRA: none of its {len(header.shapes)} tensors has a LoRA's name; "
+            "choose a file that a LoRA trainer wrote."
+        )
+    other = _other_model(header, stems)
+    if other:
+        raise FormatError(f"'{name}' is a LoRA for {other}; only LoRAs for SD 1.x can be opened so far.")
+    return "sd15"
+
+
+def _other_model(header: Header, stems: list[str]) -> str:
+    widths = {shape[1] for key, shape in header.shapes.items() if _CROSS_ATTENTION.search(key) and len(shape) >= 2}
+    if 2048 in widths or any(_SDXL_STEM.search(stem) for stem in stems):
+        return "SDXL"
+    if 1024 in widths:
+        return "SD 2.x"
+    if any(word in stem for stem in stems for word in _OTHER_MODELS):
+        return "a transformer model such as Flux or SD 3"
+    known = (
+        "lora_unet_",
+        "lora_te_",
+        "lora_te1_",
+        "lycoris_",
+        "unet.",
+        "text_encoder.",
+        "diffusion_model.",
+        "lora_prior",
+    )
+    if not any(stem.startswith(known) for stem in stems):
+        return f"an unknown model (its first module is '{stems[0]}')"
+    return ""
+
+
+def stem_strengths(
+    lora: Lora, *, presets: Presets | None = None, block_of_stem: Callable[[str], str] | None = None
+) -> tuple[Mapping[str, float], tuple[str, ...]]:
+    """Return the block-weight factor of every module of a LoRA's file, and the account of how they were read.
+
+    ALL is 1 for every stem, also for one that belongs to no known block.
+
+    Raises:
+        InputError: As `explain_weights`.
+        FormatError: A stem belongs to no block of the family and the weights are not ALL.
+    """
+    stems = lora_stems(lora.path)
+    if lora.block_weights in IDENTITY_NAMES:
+        return dict.fromkeys(stems, 1.0), ("ALL: every block at 1.",)
+    name_of = block_of_stem or family_blocks(lora.family)
+    resolved = explain_weights(
+        lora.block_weights, family=lora.family, stems=stems, presets=presets, block_of_stem=name_of
+    )
+    return block_strengths(stems, resolved.weights, name_of), resolved.report
+
+
+def _sha256(path: Path) -> str:
+    facts = path.stat()
+    key = (str(path), facts.st_size, facts.st_mtime_ns)
+    if key not in _HASHES:
+        _HASHES[key] = sha256_file(path)
+    return _HASHES[key]
