@@ -133,7 +133,7 @@ def changed(cell: Cell, changes: Mapping[str, Any]) -> Cell:
     result = dataclasses.replace(cell, **{name: value for name, value in changes.items() if name in FIELDS})
     pairs = changes.get(PROMPT_REPLACE, ())
     if pairs:
-        result = dataclasses.replace(result, **_replaced(result, pairs))
+        result = _replaced(result, pairs)
     added = tuple(changes.get(ADD_LORAS, ()))
     settings: dict[str, Any] = {}
     if LORA_STRENGTH in changes:
@@ -157,7 +157,7 @@ def _with(lora: LoraHandle, settings: Mapping[str, Any]) -> LoraHandle:
     return dataclasses.replace(lora, **settings)
 
 
-def _replaced(cell: Cell, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+def _replaced(cell: Cell, pairs: Sequence[tuple[str, str]]) -> Cell:
     """Replace all search words in one pass, so that two axes on the same text do not undo each other."""
     table: dict[str, str] = {}
     for search, replacement in pairs:
@@ -171,9 +171,11 @@ def _replaced(cell: Cell, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         table[search] = replacement
     longest_first = sorted(table, key=len, reverse=True)
     pattern = re.compile("|".join(re.escape(search) for search in longest_first))
-    return {
-        name: pattern.sub(lambda found: table[found.group()], getattr(cell, name)) for name in ("prompt", "negative")
-    }
+
+    def replaced(text: str) -> str:
+        return pattern.sub(lambda found: table[found.group()], text)
+
+    return dataclasses.replace(cell, prompt=replaced(cell.prompt), negative=replaced(cell.negative))
 
 
 def drawing_order(cells: Sequence[Cell]) -> list[int]:

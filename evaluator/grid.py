@@ -68,8 +68,7 @@ class GridCell:
             StorageError: It is gone or damaged.
         """
         try:
-            with Image.open(self.path) as picture:
-                return picture.convert("RGB")
+            return _read_rgb(self.path)
         except OSError as cause:
             raise StorageError(f"The cell {self.path.name} cannot be read ({cause}); run the grid again.") from cause
 
@@ -105,8 +104,7 @@ class Grid:
             StorageError: It is gone or damaged.
         """
         try:
-            with Image.open(self.sheet_path) as picture:
-                return picture.convert("RGB")
+            return _read_rgb(self.sheet_path)
         except OSError as cause:
             raise StorageError(
                 f"The sheet {self.sheet_path.name} cannot be read ({cause}); run the grid again."
@@ -287,6 +285,12 @@ def save_png(path: Path, picture: Image.Image, texts: Metadata) -> None:
         info.add_text(name, value if isinstance(value, str) else json.dumps(value))
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info, compress_level=4)
+
+
+def _read_rgb(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        image: Image.Image = picture.convert("RGB")
+    return image
 
 
 def _words(plan: Plan) -> str:

@@ -25,11 +25,12 @@ _GAP_PX = 2
 _GROUND = (255, 255, 255)
 _INK = (17, 17, 17)
 _MISSING = (225, 225, 225)
+_WIDE = "\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _PIECE = re.compile(
-    r"\s+|[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-    r"|[^\s\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]+?"
-    r"(?:[-_/\\.,;:|]+|(?=[\s\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff00-\uffef])|$)"
+    rf"\s+|[{_WIDE}][、。，．！？：；）」』】〕〉》ー…々]*"
+    rf"|[^\s{_WIDE}]+?(?:[-_/\\.,;:|]+|(?=[\s{_WIDE}])|$)"
 )
+"""A stretch of text that is not broken: closing CJK punctuation stays with the character before it."""
 
 Picture = Image.Image | Path | None
 
@@ -178,7 +179,8 @@ def _size(picture: Picture) -> tuple[int, int] | None:
     if not isinstance(picture, Path):
         return picture.size if picture else None
     with _opened(picture) as image:
-        return image.size
+        size: tuple[int, int] = image.size
+    return size
 
 
 def _opened(path: Path) -> Image.Image:
@@ -201,7 +203,7 @@ def _layout(
     cell = (max(1, round(natural[0] * scale)), max(1, round(natural[1] * scale)))
     labelled = bool(x_labels or y_labels) and scale == 1.0
     pitch = (max(cell[0], MIN_PITCH_PX), max(cell[1], MIN_PITCH_PX)) if labelled else cell
-    font_px = max(11, min(MAX_FONT_PX, round(min(pitch[0], 1.5 * pitch[1]) / 14)))
+    font_px = max(12, min(MAX_FONT_PX, round(min(pitch[0], 1.5 * pitch[1]) / 14)))
     margin = max(3, font_px // 3)
     columns = _column_labels(x_labels, pitch, font_px, margin)
     rows, left = _row_labels(y_labels, pitch, font_px, margin)

@@ -204,8 +204,7 @@ def open_tagger(path: Path, *, adapter: str = "wd14", threads: int | None = None
     spec = specs[adapter]
     graph = _graph_path(path, spec)
     table = _table_path(graph, spec)
-    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in (graph, table)]
-    key = (*itertools.chain.from_iterable(facts), adapter)
+    key = (str(graph), *_stamp(graph), str(table), *_stamp(table), adapter)
     if key not in _OPEN:
         tags = read_tags(table, spec)
         session = open_session(graph, threads=threads)
@@ -255,6 +254,11 @@ def pick(scores: Scores, params: PickParams) -> list[Tag]:
 def tags_text(tags: Iterable[Tag], separator: str = ", ") -> str:
     """Return tags as one line."""
     return separator.join(tag.name for tag in tags)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _graph_path(path: Path, spec: TaggerSpec) -> Path:
