@@ -44,6 +44,7 @@ _PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 
 _ORIENTATION_TAG = 0x0112
+_TIFF_WIDTH_TAG, _TIFF_HEIGHT_TAG = 256, 257
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -107,12 +108,9 @@ def read_header(path: Path | str, *, verify: bool = False) -> PictureHeader:
     try:
         with Image.open(path, formats=_formats()) as image:
             _check_kind(path, image)
-            width_px, height_px = image.size
-            if _orientation(image) >= 5:
-                width_px, height_px = height_px, width_px
+            width_px, height_px = _upright_size(image)
             _check_size(path, width_px, height_px)
-            if verify or _looks_cut_short(path, image, size_bytes):
-                image.load()
+            _check_pixels(path, image, size_bytes, verify=verify)
             return PictureHeader(width_px=width_px, height_px=height_px, mode=image.mode, has_alpha=_has_alpha(image))
     except BadPicture:
         raise
@@ -130,10 +128,9 @@ def load_image(path: Path | str) -> Image.Image:
     try:
         with Image.open(path, formats=_formats()) as image:
             _check_kind(path, image)
-            orientation = _orientation(image)
-            width_px, height_px = image.size
-            _check_size(path, width_px, height_px)
-            upright = _TRANSPOSES.get(orientation)
+            _check_size(path, *_upright_size(image))
+            # Pillow's TIFF plug-in turns the pixels itself while it loads them.
+            upright = None if image.format == "TIFF" else _TRANSPOSES.get(_orientation(image))
             rgb = _to_rgb(image)
             return rgb if upright is None else rgb.transpose(upright)
     except BadPicture:
@@ -224,6 +221,18 @@ def _check_size(path: Path | str, width_px: int, height_px: int) -> None:
         raise BadPicture(path, f"{size} is smaller than {MIN_SIDE_PX} px")
 
 
+def _check_pixels(path: Path | str, image: Image.Image, size_bytes: int, *, verify: bool) -> None:
+    """Decodes a picture where that was asked for, or where its end is missing."""
+    cut_short = _looks_cut_short(path, image, size_bytes)
+    if not (verify or cut_short):
+        return
+    try:
+        image.load()
+    except Exception as error:  # see read_header
+        reason = "the file is cut short (truncated)" if cut_short else _reason_of(error, path)
+        raise BadPicture(path, reason) from error
+
+
 def _has_alpha(image: Image.Image) -> bool:
     return image.mode in _ALPHA_MODES or "transparency" in image.info
 
@@ -238,6 +247,15 @@ def _orientation(image: Image.Image) -> int:
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in px with the EXIF orientation applied, from the header."""
+    width_px, height_px = image.size
+    if image.format == "TIFF":  # whether the reported size is turned already depends on Pillow's version
+        tags: Any = getattr(image, "tag_v2", {})
+        width_px, height_px = int(tags.get(_TIFF_WIDTH_TAG, width_px)), int(tags.get(_TIFF_HEIGHT_TAG, height_px))
+    return (height_px, width_px) if _orientation(image) >= 5 else (width_px, height_px)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
