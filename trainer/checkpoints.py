@@ -1,0 +1,190 @@
+"""Checkpoints: folders that appear whole or not at all, and hold all that an exact resume needs."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import AtelierError, FormatError
+from ..core.files import atomic_path, read_json, write_json
+from ..core.tensors import read_tensors, write_tensors
+
+LORA_FILE = "lora.safetensors"
+STATE_FILE = "state.safetensors"
+FACTS_FILE = "state.json"
+
+_ADAPTER = "adapter/"
+_OPTIMIZER = "optimizer/"
+_PRECISION = "precision/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint on disk.
+
+    Attributes:
+        folder: where it lies.
+        step: steps done.
+        kept: made for the user (and counted by keep_last); the others are only there to go on from.
+        facts: everything in its ``state.json``.
+    """
+
+    folder: Path
+    step: int
+    kept: bool
+    facts: Mapping[str, Any]
+
+    @property
+    def lora_path(self) -> Path | None:
+        """The LoRA file, or None when the checkpoint has none."""
+        path = self.folder / LORA_FILE
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What an exact resume needs.
+
+    Attributes:
+        adapter: the trained tensors, fp32.
+        optimizer: the optimizer's ``state_dict``.
+        precision: the state of the loss scale, empty except for fp16.
+    """
+
+    adapter: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, Any]
+    precision: Mapping[str, torch.Tensor]
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    """Returns ``checkpoints/step-00000500`` of a run."""
+    return run_folder / "checkpoints" / f"step-{step:08d}"
+
+
+def save_checkpoint(
+    run_folder: Path,
+    *,
+    step: int,
+    kept: bool,
+    facts: Mapping[str, Any],
+    state: State,
+    write_lora: Callable[[Path], None] | None,
+) -> Checkpoint:
+    """Writes a checkpoint to a temporary folder, syncs it and renames it.
+
+    An older checkpoint of the same step is replaced when it was not ``kept`` and this one is.
+
+    Args:
+        run_folder: of the run.
+        step: steps done.
+        kept: see Checkpoint.
+        facts: plain JSON values to store beside the state.
+        state: what is to be resumed.
+        write_lora: writes the LoRA file to a path, or None to leave it out.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; no half checkpoint is left.
+    """
+    target = checkpoint_folder(run_folder, step)
+    tensors = {f"{_ADAPTER}{name}": value for name, value in state.adapter.items()}
+    tensors.update({f"{_PRECISION}{name}": value for name, value in state.precision.items()})
+    plain_optimizer = _take_tensors(state.optimizer, tensors)
+    said = {**facts, "step": step, "kept": kept, "optimizer": plain_optimizer}
+    if target.exists():
+        _remove_tree(target)
+    with atomic_path(target) as folder:
+        folder.mkdir(parents=True)
+        write_tensors(folder / STATE_FILE, {name: value.detach().cpu() for name, value in tensors.items()}, {})
+        if write_lora is not None:
+            write_lora(folder / LORA_FILE)
+        write_json(folder / FACTS_FILE, said)
+    return Checkpoint(folder=target, step=step, kept=kept, facts=said)
+
+
+def load_state(checkpoint: Checkpoint) -> State:
+    """Reads what ``save_checkpoint`` wrote.
+
+    Raises:
+        FormatError: a file is damaged.
+    """
+    tensors = read_tensors(checkpoint.folder / STATE_FILE)
+
+    def named(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    optimizer = _give_tensors(checkpoint.facts["optimizer"], named(_OPTIMIZER))
+    return State(adapter=named(_ADAPTER), optimizer=optimizer, precision=named(_PRECISION))
+
+
+def list_checkpoints(run_folder: Path) -> list[Checkpoint]:
+    """Returns the whole checkpoints of a run by rising step; half-written ones are not seen."""
+    found: list[Checkpoint] = []
+    for folder in sorted((run_folder / "checkpoints").glob("step-*")):
+        facts_path = folder / FACTS_FILE
+        if facts_path.is_file() and (folder / STATE_FILE).is_file():
+            facts = read_json(facts_path)
+            found.append(Checkpoint(folder=folder, step=int(facts["step"]), kept=bool(facts["kept"]), facts=facts))
+    return found
+
+
+def latest_readable(run_folder: Path, tell: Callable[[str], None]) -> tuple[Checkpoint, State] | None:
+    """Returns the last checkpoint that can be read, with its state, or None.
+
+    Args:
+        run_folder: of the run.
+        tell: is told of damaged ones that are passed over.
+    """
+    for checkpoint in reversed(list_checkpoints(run_folder)):
+        try:
+            return checkpoint, load_state(checkpoint)
+        except (AtelierError, KeyError) as damage:
+            tell(f"The checkpoint {checkpoint.folder.name} is damaged and passed over: {damage}")
+    return None
+
+
+def remove_half_written(run_folder: Path) -> None:
+    """Removes what a killed process left; only the process that holds the run's lock may call it."""
+    for folder in (run_folder, run_folder / "checkpoints"):
+        for left in folder.glob(".*.tmp"):
+            _remove_tree(left)
+
+
+def remove_checkpoint(checkpoint: Checkpoint) -> None:
+    """Removes a checkpoint; it is renamed first, so that no half of it is ever taken for a whole."""
+    _remove_tree(checkpoint.folder)
+
+
+def _remove_tree(path: Path) -> None:
+    if path.is_file():
+        path.unlink()
+        return
+    hidden = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old.tmp"))
+    shutil.rmtree(hidden)
+
+
+def _take_tensors(state_dict: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Moves the tensors of an optimizer's state_dict into ``tensors`` and returns the rest as JSON values."""
+    rest: dict[str, Any] = {"param_groups": state_dict["param_groups"], "state": {}}
+    for index, values in state_dict["state"].items():
+        plain: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{_OPTIMIZER}{index}/{name}"] = value
+            else:
+                plain[name] = value
+        rest["state"][str(index)] = plain
+    return rest
+
+
+def _give_tensors(rest: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest["state"].items()}
+    for name, value in tensors.items():
+        index, _, field = name.partition("/")
+        if int(index) not in state:
+            raise FormatError(f"The optimizer state {name!r} of the checkpoint belongs to no parameter.")
+        state[int(index)][field] = value
+    groups = [{key: tuple(v) if key == "betas" else v for key, v in group.items()} for group in rest["param_groups"]]
+    return {"state": state, "param_groups": groups}

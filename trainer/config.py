@@ -1,0 +1,256 @@
+"""What a training run is asked to do: its settings, and the job that binds them to a base and a data set."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import InputError
+from ..core.files import safe_name
+from ..core.params import Choice, Params, param
+from ..dataset.table import Dataset
+from ..families._base import Base
+
+NUMERICS_VERSION = 1
+"""Raised when a change to the code changes the numbers of a run; runs of different versions never share a key."""
+
+DTYPES = ("fp32", "fp16", "bf16")
+MODES = ("resume", "reuse", "restart")
+
+NOT_IN_KEY = ("run_name", "save_every_steps", "save_every_epochs", "keep_last", "mode")
+"""Settings that do not change the trained numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainParams(Params):
+    """The settings of a training run."""
+
+    run_name: str = param(
+        "",
+        doc="Name of the run's folder and of the LoRA files. Left empty it is made from the data set's name and from "
+        "what differs from the defaults.",
+    )
+    steps: int = param(
+        1000, doc="Updates of the weights in the whole run.", unit="steps", minimum=1, maximum=10_000_000, step=1
+    )
+    batch_size: int = param(
+        1, doc="Pictures shown to the network at once.", unit="images", minimum=1, maximum=1024, step=1
+    )
+    resolution_px: int = param(
+        512,
+        doc="Side of the square whose area a training picture has at most.",
+        unit="px",
+        minimum=32,
+        maximum=4096,
+        step=8,
+    )
+    seed: int = param(0, doc="Decides every random number of the run.", minimum=0, maximum=2**53, step=1)
+    train_unet: bool = param(True, doc="Train modules of the UNet.")
+    train_text_encoder: bool = param(True, doc="Train modules of the text encoder.")
+    precision: str = param(
+        "fp32",
+        doc="Number format of the frozen weights and of the computation; what is trained is always kept in fp32.",
+        choices=DTYPES,
+    )
+    mode: str = param(
+        "resume",
+        doc="What happens when this very run exists. resume: a finished one is returned at once, an interrupted one "
+        "continues. reuse: a finished one is returned at once, an interrupted one is left and begun anew. restart: "
+        "always begun anew, in a folder of its own.",
+        choices=MODES,
+    )
+    save_every_steps: int = param(
+        0, doc="Keep a checkpoint every so many steps; 0 is off.", unit="steps", minimum=0, maximum=10_000_000, step=1
+    )
+    save_every_epochs: int = param(
+        0, doc="Keep a checkpoint every so many epochs; 0 is off.", unit="epochs", minimum=0, maximum=1_000_000, step=1
+    )
+    keep_last: int = param(
+        0, doc="How many of these checkpoints are kept; 0 keeps all.", minimum=0, maximum=100_000, step=1
+    )
+    save_dtype: str = param("fp16", doc="Number format of the LoRA files.", choices=DTYPES)
+    clip_skip: int = param(
+        1,
+        doc="Which layer of the text encoder is used, counted from the last (1). Illustration models often use 2.",
+        minimum=1,
+        maximum=12,
+        step=1,
+    )
+    gradient_accumulation_steps: int = param(
+        1,
+        doc="Batches whose mean gradient makes one update: a larger batch for the memory of a small one.",
+        minimum=1,
+        maximum=1024,
+        step=1,
+    )
+    gradient_checkpointing: bool = param(
+        False, doc="Compute the forward pass again in the backward pass: less memory, about 20 % more time."
+    )
+    max_grad_norm: float = param(
+        1.0, doc="Gradients longer than this are shortened to it; 0 is off.", minimum=0.0, maximum=1000.0, step=0.1,
+        advanced=True,
+    )
+    prior_loss_weight: float = param(
+        1.0, doc="Weight of the loss of regularisation pictures.", minimum=0.0, maximum=10.0, step=0.1, advanced=True
+    )
+    bucket_step_px: int = param(
+        64, doc="Sides of the buckets are multiples of this.", unit="px", minimum=8, maximum=512, step=8, advanced=True
+    )
+    bucket_min_px: int = param(
+        256, doc="Shortest side of a bucket.", unit="px", minimum=8, maximum=4096, step=8, advanced=True
+    )
+    bucket_max_px: int = param(
+        1024, doc="Longest side of a bucket.", unit="px", minimum=8, maximum=8192, step=8, advanced=True
+    )
+    upscale: bool = param(
+        True,
+        doc="Enlarge pictures that are smaller than their bucket. Off: they keep their size and get a bucket of "
+        "their own.",
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the rules that join several fields."""
+        super().__post_init__()
+        if not (self.train_unet or self.train_text_encoder):
+            raise InputError("train_unet and train_text_encoder are both off: switch at least one of them on.")
+        if self.bucket_min_px > self.bucket_max_px:
+            raise InputError(
+                f"bucket_min_px is {self.bucket_min_px} and bucket_max_px is {self.bucket_max_px}: the shortest side "
+                "must not be longer than the longest."
+            )
+        if self.bucket_step_px % 8:
+            raise InputError(f"bucket_step_px is {self.bucket_step_px}: it must be a multiple of 8, such as 64.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that decides a run.
+
+    Attributes:
+        base: the model that is trained on.
+        dataset: the pictures.
+        params: the run's settings.
+        network: which adapter, with its settings.
+        optimizer: which optimizer, with its settings.
+        objective: which objective, with its settings.
+        blocks: which blocks are trained, such as "IN04-07,OUT03-06"; empty is all of them.
+        parent: key and step of the run that is continued, "" for a run of its own.
+    """
+
+    base: Base
+    dataset: Dataset
+    params: TrainParams
+    network: Choice
+    optimizer: Choice
+    objective: Choice
+    blocks: str = ""
+    parent: str = ""
+
+    def config(self) -> dict[str, Any]:
+        """Returns all settings as plain JSON values."""
+        return {
+            "train": self.params.to_json(),
+            "network": self.network.to_json(),
+            "optimizer": self.optimizer.to_json(),
+            "objective": self.objective.to_json(),
+            "blocks": self.blocks,
+            "parent": self.parent,
+        }
+
+    def key(self, *, base_hash: str, data_hash: str) -> str:
+        """Returns the run's key: 64 hexadecimal digits over all that decides the numbers."""
+        config = self.config()
+        config["train"] = {name: value for name, value in config["train"].items() if name not in NOT_IN_KEY}
+        config["blocks"] = normal_blocks(self.blocks)
+        said = {"config": config, "base": base_hash, "data": data_hash, "numerics": NUMERICS_VERSION}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
+
+    def run_name(self) -> str:
+        """Returns the run's name, made from what differs from the defaults when none was given."""
+        return safe_name(self.params.run_name.strip() or composed_name(self), max_chars=60)
+
+    def with_params(self, **changes: Any) -> "Job":
+        """Returns the job with some of the run's settings changed."""
+        return replace(self, params=replace(self.params, **changes))
+
+
+def normal_blocks(blocks: str) -> str:
+    """Returns a block choice without case and spaces; "" and "ALL" are the same."""
+    text = "".join(blocks.split()).upper()
+    return "" if text == "ALL" else text
+
+
+def choice_from(kind: str, name: str, params: Params) -> Choice:
+    """Returns the option object of a plug-in."""
+    return Choice(kind=kind, name=name, params=params)
+
+
+def differences(params: Params) -> dict[str, Any]:
+    """Returns the fields of ``params`` that differ from their defaults."""
+    standard = {parameter.name: parameter.default for parameter in type(params).parameters()}
+    return {
+        field.name: getattr(params, field.name)
+        for field in fields(params)
+        if getattr(params, field.name) != standard[field.name]
+    }
+
+
+SHORT_NAMES: Mapping[str, str] = {
+    "steps": "s",
+    "batch_size": "b",
+    "resolution_px": "px",
+    "rank": "r",
+    "alpha": "a",
+    "lr_unet": "lr",
+    "lr_text_encoder": "te",
+    "clip_skip": "skip",
+    "noise_offset": "offset",
+    "gradient_accumulation_steps": "acc",
+    "seed": "seed",
+}
+"""How a setting is shortened in a composed run name."""
+
+SPOKEN_SWITCHES: Mapping[str, str] = {"train_unet": "te-only", "train_text_encoder": "unet-only"}
+"""What a composed name says when a switch that is on by default is off."""
+
+SILENT_IN_NAME = (*NOT_IN_KEY, "save_dtype", "bucket_step_px", "bucket_min_px", "bucket_max_px")
+
+
+def composed_name(job: Job) -> str:
+    """Returns a name such as ``kest-r8-s600-lr0.0005`` from what differs from the defaults."""
+    words = [Path(job.dataset.root).name or "run"]
+    if job.network.name != "lora":
+        words.append(job.network.name)
+    for params in (job.network.params, job.params, job.optimizer.params, job.objective.params):
+        words.extend(_word(name, value) for name, value in differences(params).items() if name not in SILENT_IN_NAME)
+    if normal_blocks(job.blocks):
+        words.append(normal_blocks(job.blocks).replace(",", "+"))
+    return "-".join(words)
+
+
+def _word(name: str, value: Any) -> str:
+    if name in SPOKEN_SWITCHES:
+        return SPOKEN_SWITCHES[name]
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{SHORT_NAMES[name]}{shown}" if name in SHORT_NAMES else f"{name}={shown}"
+
+
+def origins(params: Params) -> dict[str, dict[str, Any]]:
+    """Returns every setting with its value and where it came from: "default" or "given"."""
+    given = differences(params)
+    return {
+        name: {"value": value, "origin": "given" if name in given else "default"}
+        for name, value in params.to_json().items()
+    }
+
+
+def hash_of(parts: Sequence[str]) -> str:
+    """Returns one SHA-256 (hexadecimal) over a list of texts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8"))
+        digest.update(b"\x00")
+    return digest.hexdigest()

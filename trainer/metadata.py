@@ -1,0 +1,177 @@
+"""The metadata of a LoRA file, as kohya's scripts and the modelspec standard write it."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..dataset.batches import effective_repeats
+from ..dataset.captions import split_tags
+from ..dataset.table import Dataset
+from .plan import Plan
+
+_LEGACY_START_BYTE = 0x100000
+_LEGACY_BYTES = 0x10000
+
+
+def legacy_model_hash(path: Path) -> str:
+    """Returns the 8 hexadecimal digits by which old tools name a checkpoint.
+
+    Source: AUTOMATIC1111 ``model_hash``: SHA-256 over 0x10000 bytes from 0x100000.
+    """
+    with open(path, "rb") as file:
+        file.seek(_LEGACY_START_BYTE)
+        return hashlib.sha256(file.read(_LEGACY_BYTES)).hexdigest()[:8]
+
+
+def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """Returns folder name -> tag (lower case) -> number of pictures, as ``ss_tag_frequency``."""
+    counts: dict[str, dict[str, int]] = {}
+    for number in range(len(dataset)):
+        subset = dataset.subset_of(number)
+        of_folder = counts.setdefault(subset.folder.name, {})
+        for tag in (*split_tags(subset.caption_prefix), *dataset.tags.row(number)):
+            of_folder[tag.lower()] = of_folder.get(tag.lower(), 0) + 1
+    return counts
+
+
+def dataset_dirs(dataset: Dataset, *, is_reg: bool) -> dict[str, dict[str, int]]:
+    """Returns folder name -> repeats and number of pictures, as ``ss_dataset_dirs``; never a path."""
+    found: dict[str, dict[str, int]] = {}
+    for number in range(len(dataset)):
+        subset = dataset.subset_of(number)
+        if subset.is_reg == is_reg:
+            entry = found.setdefault(subset.folder.name, {"n_repeats": subset.repeats, "img_count": 0})
+            entry["img_count"] += 1
+    return found
+
+
+def fixed_metadata(plan: Plan, *, base_hash: str, started_at: float, session_id: int) -> dict[str, str]:
+    """Returns everything that is the same in all files of a run; all values are texts.
+
+    Args:
+        plan: of the run.
+        base_hash: SHA-256 of the base model's file.
+        started_at: seconds since 1970.
+        session_id: any number that tells one start of training from another.
+    """
+    said: dict[str, Any] = {
+        **_run_values(plan),
+        **_data_values(plan),
+        "ss_session_id": session_id,
+        "ss_training_started_at": started_at,
+        "ss_sd_model_name": plan.checked.job.base.path.name,
+        "ss_sd_model_hash": legacy_model_hash(plan.checked.job.base.path),
+        "ss_new_sd_model_hash": base_hash,
+    }
+    return {key: _text(value) for key, value in said.items()}
+
+
+def step_metadata(plan: Plan, *, step: int, epoch: int, finished_at: float, output_name: str) -> dict[str, str]:
+    """Returns what differs between the files of a run: how far it was, when, and the file's name."""
+    checked, params = plan.checked, plan.checked.job.params
+    said: dict[str, Any] = {
+        "ss_training_finished_at": finished_at,
+        "ss_output_name": output_name,
+        "ss_steps": step,
+        "ss_epoch": epoch,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": checked.family.architecture,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": output_name,
+        "modelspec.resolution": f"{params.resolution_px}x{params.resolution_px}",
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(finished_at)),
+        "modelspec.prediction_type": checked.family.prediction_type,
+        "modelspec.timestep_range": f"{_setting(checked.job.objective.params, 'min_timestep', 0)},"
+        f"{_setting(checked.job.objective.params, 'max_timestep', checked.family.num_train_timesteps)}",
+        "modelspec.encoder_layer": params.clip_skip,
+    }
+    return {key: _text(value) for key, value in said.items()}
+
+
+def _run_values(plan: Plan) -> dict[str, Any]:
+    checked, job = plan.checked, plan.checked.job
+    params, rates = job.params, checked.optimizer_params
+    dropout = float(_setting(job.network.params, "dropout", 0.0))
+    values: dict[str, Any] = {
+        "ss_base_model_version": checked.family.base_model_version,
+        "ss_v2": False,
+        "ss_network_module": f"networks.{checked.network.name}",
+        "ss_network_dim": checked.network.rank(job.network.params),
+        "ss_network_alpha": checked.network.alpha(job.network.params),
+        "ss_network_dropout": dropout or None,
+        "ss_learning_rate": rates.lr_unet,
+        "ss_unet_lr": rates.lr_unet if checked.train_unet else None,
+        "ss_text_encoder_lr": rates.lr_text_encoder if checked.train_text_encoder else None,
+        "ss_optimizer": _optimizer_text(plan),
+        "ss_lr_scheduler": checked.schedule.name,
+        "ss_lr_warmup_steps": rates.warmup_steps,
+        "ss_max_train_steps": params.steps,
+        "ss_num_epochs": -(-params.steps * params.gradient_accumulation_steps // checked.batches_per_epoch),
+        "ss_gradient_checkpointing": params.gradient_checkpointing,
+        "ss_gradient_accumulation_steps": params.gradient_accumulation_steps,
+        "ss_max_grad_norm": params.max_grad_norm,
+        "ss_mixed_precision": "no" if params.precision == "fp32" else params.precision,
+        "ss_full_fp16": False,
+        "ss_clip_skip": params.clip_skip,
+        "ss_max_token_length": 75,
+        "ss_cache_latents": True,
+        "ss_seed": params.seed,
+        "ss_lowram": False,
+        "ss_noise_offset": _setting(job.objective.params, "noise_offset", 0.0) or None,
+        "ss_loss_type": "l2",
+        "ss_prior_loss_weight": params.prior_loss_weight,
+        "ss_vae_name": None,
+    }
+    if job.blocks.strip():
+        values["ss_network_args"] = {"blocks": ",".join(checked.blocks)}
+    return values
+
+
+def _data_values(plan: Plan) -> dict[str, Any]:
+    job = plan.checked.job
+    dataset, params = job.dataset, job.params
+    return {
+        "ss_num_train_images": plan.num_train_images,
+        "ss_num_reg_images": plan.num_reg_images,
+        "ss_num_batches_per_epoch": plan.checked.batches_per_epoch,
+        "ss_batch_size_per_device": params.batch_size,
+        "ss_total_batch_size": params.batch_size * params.gradient_accumulation_steps,
+        "ss_resolution": f"({params.resolution_px}, {params.resolution_px})",
+        "ss_enable_bucket": True,
+        "ss_bucket_no_upscale": not params.upscale,
+        "ss_min_bucket_reso": params.bucket_min_px,
+        "ss_max_bucket_reso": params.bucket_max_px,
+        "ss_bucket_info": plan.checked.buckets.info(effective_repeats(dataset)),
+        "ss_color_aug": False,
+        "ss_random_crop": False,
+        "ss_face_crop_aug_range": None,
+        "ss_flip_aug": any(subset.flip for subset in dataset.subsets),
+        "ss_shuffle_caption": any(subset.shuffle_captions for subset in dataset.subsets),
+        "ss_keep_tokens": max(subset.keep_tokens for subset in dataset.subsets),
+        "ss_caption_dropout_rate": max(subset.caption_dropout for subset in dataset.subsets),
+        "ss_caption_dropout_every_n_epochs": 0,
+        "ss_caption_tag_dropout_rate": max(subset.tag_dropout for subset in dataset.subsets),
+        "ss_dataset_dirs": dataset_dirs(dataset, is_reg=False),
+        "ss_reg_dataset_dirs": dataset_dirs(dataset, is_reg=True),
+        "ss_tag_frequency": tag_frequency(dataset),
+    }
+
+
+def _optimizer_text(plan: Plan) -> str:
+    settings = plan.checked.job.optimizer.params.to_json()
+    shared = ("lr_unet", "lr_text_encoder", "schedule", "warmup_steps", "cycles")
+    own = ",".join(f"{name}={value}" for name, value in settings.items() if name not in shared)
+    return f"{plan.checked.optimizer.class_path}({own})"
+
+
+def _setting(params: Any, name: str, default: Any) -> Any:
+    return getattr(params, name, default)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

@@ -1,0 +1,288 @@
+"""The plan of a run: everything is checked, and what will happen is said, before the first step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.errors import InputError
+from ..core.tensors import read_header
+from ..dataset.batches import effective_repeats, steps_per_epoch
+from ..dataset.buckets import BucketAssignment, BucketRule, assign_buckets
+from ..families._spec import Family, Target, get_family
+from ..networks._attach import AdapterSet
+from ..networks._blocks import TEXT_ENCODER, expand_selection
+from ..networks._spec import Network, get_network
+from .config import Job, normal_blocks
+from .objectives._spec import Objective, find_objective
+from .optimizers._spec import Optimizer, OptimizerParams, check_learning_rates, find_optimizer
+from .schedules._spec import Schedule, find_schedule
+
+DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+HEADER_BYTES_PER_TENSOR = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A job whose settings fit together, with everything its names stand for.
+
+    Attributes:
+        blocks: the chosen blocks, "TE" among them when the text encoder is trained.
+        train_unet: whether any block of the UNet is trained.
+        train_text_encoder: whether the text encoder is trained.
+    """
+
+    job: Job
+    family: Family
+    network: Network
+    optimizer: Optimizer
+    optimizer_params: OptimizerParams
+    schedule: Schedule
+    objective: Objective
+    blocks: tuple[str, ...]
+    train_unet: bool
+    train_text_encoder: bool
+    buckets: BucketAssignment
+    batches_per_epoch: int
+
+    def chosen(self, targets: Sequence[Target]) -> list[Target]:
+        """Returns the targets in the chosen blocks.
+
+        Raises:
+            InputError: no module lies in them.
+        """
+        chosen = [target for target in targets if target.block in self.blocks]
+        if not chosen:
+            inhabited = list(dict.fromkeys(target.block for target in targets))
+            raise InputError(
+                f"The blocks {self.job.blocks!r} hold no module that {self.network.name} trains; those that do are "
+                f"{', '.join(inhabited)}."
+            )
+        return chosen
+
+
+def check_job(job: Job) -> Checked:
+    """Checks all settings against each other, the base and the data set, without loading the model.
+
+    Raises:
+        InputError: something does not fit; the message names it.
+    """
+    family = get_family(job.base.family)
+    optimizer_params = job.optimizer.params
+    if not isinstance(optimizer_params, OptimizerParams):
+        raise InputError(f"The optimizer {job.optimizer.name!r} was given the settings of something else; wire an optimizer.")
+    objective = find_objective(job.objective.name)
+    if objective.prediction_type != family.prediction_type:
+        raise InputError(
+            f"The objective {objective.name} is for models that predict {objective.prediction_type}, but "
+            f"{job.base.name} ({family.title}) predicts {family.prediction_type}; choose the objective for that."
+        )
+    blocks, train_unet, train_text_encoder = _trained_parts(job, family)
+    check_learning_rates(optimizer_params, train_unet=train_unet, train_text_encoder=train_text_encoder)
+    _check_steps(job, optimizer_params)
+    _check_clip_skip(job, family)
+    if len(job.dataset) == 0 or bool(job.dataset.is_reg.all()):
+        raise InputError("The data set holds no picture to train on; give a folder with pictures.")
+    buckets = assign_buckets(job.dataset, bucket_rule(job))
+    return Checked(
+        job=job,
+        family=family,
+        network=get_network(job.network.name),
+        optimizer=find_optimizer(job.optimizer.name),
+        optimizer_params=optimizer_params,
+        schedule=find_schedule(optimizer_params.schedule),
+        objective=objective,
+        blocks=blocks,
+        train_unet=train_unet,
+        train_text_encoder=train_text_encoder,
+        buckets=buckets,
+        batches_per_epoch=steps_per_epoch(job.dataset, buckets, job.params.batch_size),
+    )
+
+
+def bucket_rule(job: Job) -> BucketRule:
+    """Returns the rule by which pictures get their buckets."""
+    return BucketRule(
+        resolution_px=job.params.resolution_px,
+        step_px=job.params.bucket_step_px,
+        min_px=job.params.bucket_min_px,
+        max_px=job.params.bucket_max_px,
+        upscale=job.params.upscale,
+    )
+
+
+def _trained_parts(job: Job, family: Family) -> tuple[tuple[str, ...], bool, bool]:
+    every = expand_selection(job.blocks, family.blocks)
+    blocks = tuple(
+        block
+        for block in every
+        if (job.params.train_text_encoder if block == TEXT_ENCODER else job.params.train_unet)
+    )
+    if not blocks:
+        raise InputError(
+            f"The blocks {job.blocks!r} lie in a part that is not trained: switch train_unet or train_text_encoder on, "
+            "or choose other blocks."
+        )
+    return blocks, any(block != TEXT_ENCODER for block in blocks), TEXT_ENCODER in blocks
+
+
+def _check_steps(job: Job, optimizer_params: OptimizerParams) -> None:
+    if optimizer_params.warmup_steps >= job.params.steps:
+        raise InputError(
+            f"warmup_steps is {optimizer_params.warmup_steps} and the run has {job.params.steps} steps: the warm-up must "
+            "be shorter than the run."
+        )
+
+
+def _check_clip_skip(job: Job, family: Family) -> None:
+    sizes = family.sizes(read_header(job.base.path))
+    num_layers = int(sizes["text_encoder"]["num_hidden_layers"])
+    if job.params.clip_skip > num_layers:
+        raise InputError(
+            f"clip_skip is {job.params.clip_skip}, but the text encoder of {job.base.name} has {num_layers} layers: "
+            f"allowed is 1 to {num_layers}."
+        )
+
+
+def saves_at(step: int, *, every_steps: int, every_epochs: int, batches_per_epoch: int, accumulation_steps: int) -> bool:
+    """Returns whether a checkpoint is kept after ``step`` steps (counted from 1).
+
+    An epoch ends with the step in which its last batch was used.
+    """
+    if every_steps > 0 and step % every_steps == 0:
+        return True
+    if every_epochs <= 0:
+        return False
+    per_save = every_epochs * batches_per_epoch
+    return step * accumulation_steps // per_save > (step - 1) * accumulation_steps // per_save
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        checked: the job.
+        run_name: name of the run.
+        num_images: pictures in the data set that are trained on, before repeats.
+        num_train_images: after repeats, regularisation left out.
+        num_reg_images: regularisation pictures of an epoch.
+        num_modules: adapted modules by part.
+        num_parameters: trained numbers by part.
+        num_kept: checkpoints that will lie on disk at the end, the last one included.
+    """
+
+    checked: Checked
+    run_name: str
+    num_images: int
+    num_train_images: int
+    num_reg_images: int
+    num_modules: dict[str, int]
+    num_parameters: dict[str, int]
+    num_kept: int
+
+    @property
+    def epochs(self) -> float:
+        """How often the data set is gone through."""
+        params = self.checked.job.params
+        return params.steps * params.gradient_accumulation_steps / self.checked.batches_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Updates in one epoch."""
+        return self.checked.batches_per_epoch / self.checked.job.params.gradient_accumulation_steps
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of one LoRA file."""
+        return self._tensor_bytes(DTYPE_BYTES[self.checked.job.params.save_dtype])
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint on disk: LoRA (fp32 at worst) and state."""
+        return self._tensor_bytes(4 * (2 + self.checked.optimizer.state_floats))
+
+    @property
+    def run_bytes(self) -> int:
+        """Disk space the run needs at most: all kept checkpoints, one to go on from, one being written."""
+        return self.checkpoint_bytes * (self.num_kept + 2) + self.checked.job.params.steps * 120
+
+    def _tensor_bytes(self, bytes_per_number: int) -> int:
+        num_tensors = 3 * sum(self.num_modules.values())
+        return sum(self.num_parameters.values()) * bytes_per_number + num_tensors * HEADER_BYTES_PER_TENSOR
+
+    def text(self) -> str:
+        """Returns the plan in a few lines."""
+        job, checked = self.checked.job, self.checked
+        params = job.params
+        return "\n".join(
+            [
+                f"Plan of {self.run_name}: {params.steps} steps on {job.base.name} ({checked.family.title}).",
+                f"Pictures: {self.num_images}, {self.num_train_images} after repeats, and {self.num_reg_images} for "
+                f"regularisation; {len(job.dataset.skipped)} files left out.",
+                f"Buckets: {self._buckets_text()}.",
+                f"Batches: {checked.batches_per_epoch} of up to {params.batch_size} in an epoch, "
+                f"{params.gradient_accumulation_steps} for an update: {self.steps_per_epoch:g} steps in an epoch, "
+                f"{self.epochs:.3g} epochs.",
+                f"Trained: {self._parts_text()}; blocks {normal_blocks(job.blocks) or 'ALL'}.",
+                f"Optimizer: {job.optimizer.name}, {self._rates_text()}, schedule {checked.schedule.name}, "
+                f"warm-up {checked.optimizer_params.warmup_steps} steps; objective {checked.objective.name}.",
+                f"Numbers: {params.precision}, clip skip {params.clip_skip}, seed {params.seed}; LoRA file "
+                f"{self.file_bytes / 2**20:.2f} MiB in {params.save_dtype}, {self.num_kept} kept, the run takes at most "
+                f"{self.run_bytes / 2**20:.1f} MiB on disk.",
+            ]
+        )
+
+    def _buckets_text(self) -> str:
+        counts = self.checked.buckets.counts(effective_repeats(self.checked.job.dataset))
+        sizes = [f"{w}x{h} px: {n}" for (w, h), n in zip(self.checked.buckets.sizes, counts, strict=True)]
+        shown = ", ".join(sizes[:12])
+        return shown if len(sizes) <= 12 else f"{shown} and {len(sizes) - 12} more"
+
+    def _parts_text(self) -> str:
+        words = []
+        for part, title in (("unet", "UNet"), ("text_encoder", "text encoder")):
+            if self.num_modules.get(part):
+                words.append(f"{title} {self.num_modules[part]} modules, {self.num_parameters[part]:,} parameters")
+            else:
+                words.append(f"{title} not")
+        network = self.checked.job.network
+        settings = ", ".join(f"{name} {value}" for name, value in network.params.to_json().items())
+        return f"{'; '.join(words)} ({network.name}: {settings})"
+
+    def _rates_text(self) -> str:
+        params, words = self.checked.optimizer_params, []
+        if self.checked.train_unet:
+            words.append(f"learning rate {params.lr_unet:g} (UNet)")
+        if self.checked.train_text_encoder:
+            words.append(f"{params.lr_text_encoder:g} (text encoder)")
+        return ", ".join(words)
+
+
+def make_plan(checked: Checked, adapter: AdapterSet, targets: Sequence[Target]) -> Plan:
+    """Returns the plan of a checked job, from the adapter on the loaded model's chosen targets."""
+    job = checked.job
+    repeats, is_reg = effective_repeats(job.dataset), job.dataset.is_reg
+    modules: dict[str, int] = {}
+    for target in targets:
+        modules[target.part] = modules.get(target.part, 0) + 1
+    parameters = {
+        part: sum(parameter.numel() for parameter in parameters)
+        for part, parameters in adapter.parameters_by_part().items()
+    }
+    return Plan(
+        checked=checked,
+        run_name=job.run_name(),
+        num_images=int((~is_reg).sum()),
+        num_train_images=int(repeats[~is_reg].sum()),
+        num_reg_images=int(repeats[is_reg].sum()),
+        num_modules=modules,
+        num_parameters=parameters,
+        num_kept=_num_kept(checked),
+    )
+
+
+def _num_kept(checked: Checked) -> int:
+    params = checked.job.params
+    per_save = params.save_every_epochs * checked.batches_per_epoch
+    saves = params.steps // params.save_every_steps if params.save_every_steps else 0
+    saves += params.steps * params.gradient_accumulation_steps // per_save if per_save else 0
+    return 1 + (min(saves, params.keep_last) if params.keep_last else saves)

@@ -1,0 +1,139 @@
+"""Number formats of a run, and updates that are left out on the device when something is not finite."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+FIRST_LOSS_SCALE = 65536.0
+GROWTH_INTERVAL_STEPS = 2000
+SMALLEST_LOSS_SCALE = 2.0**-10
+
+
+class Precision:
+    """Autocast and, for fp16, a loss scale that lives on the device and adapts as torch's GradScaler does.
+
+    Nothing here waits for the device.
+
+    Attributes:
+        name: "fp32", "fp16" or "bf16".
+        weights_dtype: of the frozen weights.
+        scale: 0-d fp32, what the loss is multiplied by before the backward pass; None except for fp16.
+        good_steps: 0-d fp32, finite updates since the scale last changed; None except for fp16.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        """Starts with the usual scale of 65536 for fp16."""
+        self.name = name
+        self.device = device
+        self.weights_dtype = TORCH_DTYPES[name]
+        self.scale: torch.Tensor | None = None
+        self.good_steps: torch.Tensor | None = None
+        if name == "fp16":
+            self.scale = torch.tensor(FIRST_LOSS_SCALE, device=device)
+            self.good_steps = torch.tensor(0.0, device=device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Returns the context of the forward pass."""
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.weights_dtype)
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """Returns the loss to call ``backward`` on."""
+        return loss if self.scale is None else loss * self.scale
+
+    def broken(self, loss: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+        """Returns whether the run cannot go on (0-d bool).
+
+        Under fp16 an infinite gradient is the way to find the right scale; the run is broken only when the loss itself
+        is not finite or no scale is small enough.
+        """
+        if self.scale is None:
+            return finite.logical_not()
+        return torch.isfinite(loss).logical_not() | (self.scale < SMALLEST_LOSS_SCALE)
+
+    def after_step(self, finite: torch.Tensor) -> None:
+        """Halves the scale after an update that was left out, doubles it after 2000 good ones.
+
+        Source: Micikevicius et al. 2018 (Mixed Precision Training), section 3.2; torch.amp.GradScaler's numbers.
+        """
+        if self.scale is None or self.good_steps is None:
+            return
+        good = torch.where(finite, self.good_steps + 1.0, torch.zeros_like(self.good_steps))
+        grows = good >= GROWTH_INTERVAL_STEPS
+        self.scale = torch.where(finite, torch.where(grows, self.scale * 2.0, self.scale), self.scale * 0.5)
+        self.good_steps = torch.where(grows, torch.zeros_like(good), good)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns what an exact resume needs."""
+        if self.scale is None or self.good_steps is None:
+            return {}
+        return {"scale": self.scale, "good_steps": self.good_steps}
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what ``state`` gave."""
+        if self.scale is not None:
+            self.scale = tensors["scale"].to(self.device, copy=True)
+            self.good_steps = tensors["good_steps"].to(self.device, copy=True)
+
+
+def clip_gradients(
+    parameters: Sequence[torch.nn.Parameter], *, max_norm: float, scale: torch.Tensor | None
+) -> torch.Tensor:
+    """Takes the loss scale out of the gradients, shortens them to ``max_norm`` and returns their length before that.
+
+    Args:
+        parameters: those without a gradient are passed over.
+        max_norm: 0 leaves the length alone.
+        scale: the loss scale, 0-d, or None.
+
+    Returns:
+        The length of the unscaled gradients, 0-d fp32, on the parameters' device; not finite if any gradient is not.
+
+    Source: Pascanu, Mikolov and Bengio 2013, algorithm 1; the 1e-6 is torch's ``clip_grad_norm_``.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=parameters[0].device)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    factor = torch.ones_like(norm)
+    if scale is not None:
+        factor = 1.0 / scale
+        norm = norm * factor
+    if max_norm > 0.0:
+        factor = factor * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    if scale is not None or max_norm > 0.0:
+        torch._foreach_mul_(gradients, factor)
+    return norm
+
+
+def masked_step(optimizer: torch.optim.Optimizer, good: torch.Tensor) -> None:
+    """Takes an optimizer's step if ``good`` (0-d bool, on the device), else leaves weights and state as they are.
+
+    The flag is not read by the host: fused optimizers take it themselves, for the others the old values are put back
+    by a selection on the device.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = good.logical_not().to(torch.float32)  # type: ignore[attr-defined]
+        optimizer.step()
+        return
+    weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    old_weights = [weight.detach().clone() for weight in weights]
+    old_state = {
+        (weight, name): value.clone()
+        for weight in weights
+        for name, value in optimizer.state.get(weight, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+    optimizer.step()
+    with torch.no_grad():
+        for weight, old in zip(weights, old_weights, strict=True):
+            weight.copy_(torch.where(good, weight, old))
+        for weight in weights:
+            for name, value in optimizer.state.get(weight, {}).items():
+                if isinstance(value, torch.Tensor):
+                    before = old_state.get((weight, name), torch.zeros_like(value))
+                    value.copy_(torch.where(good.to(value.device), value, before.to(value.device)))

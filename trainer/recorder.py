@@ -1,0 +1,186 @@
+"""Writes a run down while it is trained: metrics, checkpoints, published LoRAs, what is no longer kept."""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import StorageError, TrainingError
+from ..core.files import storage_error
+from ..core.progress import Progress
+from ..networks._attach import AdapterSet
+from .checkpoints import Checkpoint, State, list_checkpoints, remove_checkpoint, save_checkpoint
+from .export import LoraFileReport, check_learned, save_lora
+from .loop import Row
+from .metadata import step_metadata
+from .plan import Plan
+from .precision import Precision
+from .run import RunFolder
+
+
+@dataclass(kw_only=True)
+class RunRecorder:
+    """The recorder of one stretch of training; see ``loop.Recorder``.
+
+    Attributes:
+        run: the run's folder.
+        plan: of the run.
+        adapter: what is trained.
+        optimizer: its state is saved with the adapter.
+        precision: its state, too.
+        metadata: what all LoRA files of the run say.
+        accepted_stems: the module names that ComfyUI's loader knows.
+        loras_dir: where LoRAs are published.
+        progress: is told of what was saved.
+        losses: of all steps so far.
+        report: of the last LoRA file.
+        published_path: of the last LoRA file.
+    """
+
+    run: RunFolder
+    plan: Plan
+    adapter: AdapterSet
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    metadata: Mapping[str, str]
+    accepted_stems: Collection[str]
+    loras_dir: Path
+    progress: Progress
+    losses: list[float] = field(default_factory=list)
+    report: LoraFileReport | None = None
+    published_path: Path | None = None
+    cancelled: bool = False
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.plan.checked.job.params.steps
+
+    def rows(self, rows: Sequence[Row]) -> None:
+        """Adds rows to ``metrics.csv``."""
+        self.run.append_metrics(rows)
+        self.losses.extend(row.loss for row in rows)
+
+    def save(self, step: int, *, seconds: float, images_seen: int, kept: bool) -> None:
+        """Saves a checkpoint; one that is kept gets a LoRA, which is published.
+
+        Raises:
+            TrainingError: the adapter is not finite or learned nothing.
+            StorageError: the disk is full or cannot be written; older checkpoints are as they were.
+        """
+        old = list_checkpoints(self.run.folder)
+        if any(point.step == step and (point.kept or not kept) for point in old):
+            return
+        with_lora = kept and not self._nothing_yet(step)
+        self.run.sync_metrics()
+        facts = {"seconds": seconds, "images_seen": images_seen, "key": self.run.manifest["key"]}
+        state = State(
+            adapter=self.adapter.state(), optimizer=self.optimizer.state_dict(), precision=self.precision.state()
+        )
+        try:
+            checkpoint = save_checkpoint(
+                self.run.folder,
+                step=step,
+                kept=kept,
+                facts=facts,
+                state=state,
+                write_lora=self._lora_writer(step) if with_lora else None,
+            )
+        except OSError as cause:
+            raise storage_error("write a checkpoint of", self.run.folder, cause) from cause
+        except StorageError as cause:
+            last = max((point.step for point in old), default=0)
+            raise StorageError(f"{cause}. The last good checkpoint of the run is step {last}.") from cause
+        self._publish(checkpoint)
+        self._drop([point for point in old if not point.kept and point.step != step])
+        if kept and step < self.total_steps:
+            self._drop_beyond_limit()
+        self.run.write_status("running", step=step, total_steps=self.total_steps, seconds=seconds)
+
+    def cancel(self, step: int, *, seconds: float, images_seen: int) -> None:
+        """Saves the state and notes that the person asked to stop."""
+        self.cancelled = True
+        if step > 0:
+            self.save(step, seconds=seconds, images_seen=images_seen, kept=False)
+        self.run.write_status("cancelled", step=step, total_steps=self.total_steps, seconds=seconds)
+
+    def file_name(self, step: int) -> str:
+        """Returns the published name, ``<run>`` for the last step and ``<run>-step00000500`` before."""
+        name = str(self.run.manifest["run_name"])
+        return name if step >= self.total_steps else f"{name}-step{step:08d}"
+
+    def publish_missing(self) -> None:
+        """Publishes what a killed process had saved but not published yet."""
+        known = self.run.published()
+        for checkpoint in list_checkpoints(self.run.folder):
+            if checkpoint.kept and str(checkpoint.step) not in known:
+                self._publish(checkpoint)
+
+    def _nothing_yet(self, step: int) -> bool:
+        """Whether no update can have changed anything: the learning rate was 0 in all steps so far."""
+        rates, factor = self.plan.checked.optimizer_params, self.plan.checked.schedule.factor
+        moved = any(
+            factor(past, total_steps=self.total_steps, warmup_steps=rates.warmup_steps, cycles=rates.cycles) > 0.0
+            for past in range(step)
+        )
+        if not moved:
+            return True
+        check_learned(self.adapter)
+        return False
+
+    def _lora_writer(self, step: int) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            epoch = -(-step * self._accumulation // self.plan.checked.batches_per_epoch)
+            named = step_metadata(
+                self.plan, step=step, epoch=epoch, finished_at=time.time(), output_name=self.file_name(step)
+            )
+            self.report = save_lora(
+                path,
+                self.adapter,
+                metadata={**self.metadata, **named},
+                dtype=self.plan.checked.job.params.save_dtype,
+                accepted_stems=self.accepted_stems,
+            )
+
+        return write
+
+    @property
+    def _accumulation(self) -> int:
+        return self.plan.checked.job.params.gradient_accumulation_steps
+
+    def _publish(self, checkpoint: Checkpoint) -> None:
+        if not checkpoint.kept:
+            return
+        path = self.run.publish(checkpoint, self.loras_dir, file_name=self.file_name(checkpoint.step))
+        if path is not None:
+            self.published_path = path
+
+    def _drop_beyond_limit(self) -> None:
+        limit = self.plan.checked.job.params.keep_last
+        kept = [point for point in list_checkpoints(self.run.folder) if point.kept and point.step < self.total_steps]
+        self._drop(kept[:-limit] if limit > 0 else [])
+
+    def _drop(self, checkpoints: Sequence[Checkpoint]) -> None:
+        for checkpoint in checkpoints:
+            try:
+                if checkpoint.kept:
+                    self.run.withdraw(checkpoint.step, self.loras_dir)
+                remove_checkpoint(checkpoint)
+            except OSError as cause:
+                # Windows: ComfyUI has the file mapped. The run goes on; a file too many harms nobody.
+                self.progress.status(f"{checkpoint.folder.name} could not be removed: {cause}")
+
+
+def facts_of(checkpoint: Checkpoint) -> tuple[float, int]:
+    """Returns the seconds trained and the pictures seen up to a checkpoint.
+
+    Raises:
+        TrainingError: the checkpoint does not say.
+    """
+    facts: Mapping[str, Any] = checkpoint.facts
+    if "seconds" not in facts or "images_seen" not in facts:
+        raise TrainingError(f"The checkpoint {checkpoint.folder.name} lacks its figures; start the run anew with restart.")
+    return float(facts["seconds"]), int(facts["images_seen"])
