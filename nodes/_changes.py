@@ -1,4 +1,4 @@
-"""Cheap fingerprints for ``IS_CHANGED``: they change when a file does, and are never NaN (which would mean "always")."""
+"""Cheap fingerprints for ``IS_CHANGED``: they change when a file does, and are never NaN (which means "always")."""
 
 from __future__ import annotations
 
@@ -29,4 +29,6 @@ def named_file_state(find: Callable[[str], Path], name: str | None) -> str:
         path = find(name)
     except AtelierError as refusal:
         return str(refusal)
-    return " ".join(f"{part.name} {file_state(part)}" for part in sorted(path.iterdir())) if path.is_dir() else file_state(path)
+    if not path.is_dir():
+        return file_state(path)
+    return " ".join(f"{part.name} {file_state(part)}" for part in sorted(path.iterdir()))

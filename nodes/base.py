@@ -81,7 +81,9 @@ class BaseToModel:
     ID = "AtelierBaseToModel"
     TITLE = "Base to MODEL CLIP VAE (Atelier)"
     CATEGORY = f"{ROOT_CATEGORY}/Model"
-    DESCRIPTION = "Loads the base model for drawing, the same as the checkpoint loader does; any node can use the outputs."
+    DESCRIPTION = (
+        "Loads the base model for drawing, the same as the checkpoint loader does; any node can use the outputs."
+    )
     SEARCH_ALIASES = ["load checkpoint", "model", "clip", "vae"]
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     RETURN_NAMES = ("model", "clip", "vae")

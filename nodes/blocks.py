@@ -16,7 +16,8 @@ class Blocks:
     TITLE = "Blocks (Atelier)"
     CATEGORY = f"{ROOT_CATEGORY}/Train"
     DESCRIPTION = (
-        "Chooses which blocks of the model are trained. Fewer blocks train faster, need less memory and give smaller files."
+        "Chooses which blocks of the model are trained. Fewer blocks train faster, need less memory and give smaller "
+        "files."
     )
     SEARCH_ALIASES = ["block", "layer", "IN OUT MID"]
     RETURN_TYPES = ("ATELIER_BLOCKS", "STRING")
@@ -30,8 +31,8 @@ class Blocks:
         return {
             "required": {
                 "blocks": text(
-                    "Blocks and ranges separated by commas: IN00 to IN11, MID, OUT00 to OUT11, TE for the text encoder, or ALL; "
-                    "NOT in front takes all others. For example IN04-07,OUT03-06,TE.",
+                    "Blocks and ranges separated by commas: IN00 to IN11, MID, OUT00 to OUT11, TE for the text "
+                    "encoder, or ALL; NOT in front takes all others. For example IN04-07,OUT03-06,TE.",
                     default="ALL",
                 )
             }

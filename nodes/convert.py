@@ -33,7 +33,7 @@ class ConvertCheckpoint:
         return {
             "required": {
                 "file": text(
-                    "Name of a .ckpt or .pt file below the models, input or output folder, e.g. checkpoints/old.ckpt."
+                    "Name of a .ckpt or .pt file below the models, input or output folder, e.g. old.ckpt."
                 ),
             }
         }

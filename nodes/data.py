@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import AtelierError
-from ..dataset.scan import DatasetParams, fingerprint_folder, open_folder, with_regularisation
+from ..dataset.identity import fingerprint_folder
+from ..dataset.scan import DatasetParams, open_folder
 from ..dataset.table import Dataset
 from .host import get_host
 from .widgets import ROOT_CATEGORY, params_from, text, widgets
 
 DATA_ROOTS = ("input", "datasets", "output", "extra")
 FOLDER_TOOLTIP = (
-    "Folder with pictures and .txt captions, below the input, datasets or output folder (or one the owner has allowed): "
-    "kohya folders such as 10_name, or any folder of pictures."
+    "Folder with pictures and .txt captions, below the input, datasets or output folder (or one the owner has "
+    "allowed): kohya folders such as 10_name, or any folder of pictures."
 )
 
 
@@ -34,8 +35,8 @@ class OpenDataset:
     TITLE = "Open Data Set (Atelier)"
     CATEGORY = f"{ROOT_CATEGORY}/Data"
     DESCRIPTION = (
-        "Opens a folder of pictures and captions for training. Only names, sizes and captions are read; the report says "
-        "how the folder was understood and what was left out."
+        "Opens a folder of pictures and captions for training. Only names, sizes and captions are read; the report "
+        "says how the folder was understood and what was left out."
     )
     SEARCH_ALIASES = ["load images", "dataset", "folder", "captions", "kohya"]
     RETURN_TYPES = ("ATELIER_DATASET", "STRING")
@@ -66,12 +67,14 @@ class OpenDataset:
 
     def open(self, folder: str, reg_folder: str, **values: Any) -> tuple[Dataset, str]:
         """Open the folder, and the regularisation folder beside it."""
-        params = params_from(DatasetParams, values)
-        progress = get_host().progress()
-        dataset = open_folder(data_folder(folder), params, progress=progress)
-        if reg_folder.strip():
-            regularisation = open_folder(data_folder(reg_folder), params, progress=progress)
-            dataset = with_regularisation(dataset, regularisation)
+        host = get_host()
+        dataset = open_folder(
+            data_folder(folder),
+            params_from(DatasetParams, values),
+            reg_folder=data_folder(reg_folder) if reg_folder.strip() else None,
+            progress=host.progress(),
+            allowed=host.roots().contains,
+        )
         return dataset, dataset.summary()
 
 

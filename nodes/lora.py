@@ -14,8 +14,8 @@ from .host import get_host
 from .widgets import ROOT_CATEGORY, combo, number, socket, text
 
 BLOCKS_TOOLTIP = (
-    "How strong each block of the model is: a preset name such as {names} ..., or 17 or 26 numbers separated by commas. "
-    "Empty or ALL is the same as an ordinary LoRA loader."
+    "How strong each block of the model is: a preset name such as {names} ..., or 17 or 26 numbers separated by "
+    "commas. Empty or ALL is the same as an ordinary LoRA loader."
 )
 
 
@@ -105,8 +105,8 @@ class ApplyLora:
     TITLE = "Apply LoRA with Block Weights (Atelier)"
     CATEGORY = f"{ROOT_CATEGORY}/LoRA"
     DESCRIPTION = (
-        "Applies a LoRA to MODEL and CLIP, each block at its own strength. With block weights ALL the result is exactly "
-        "that of the core LoRA loader. The strengths here multiply those of the handle."
+        "Applies a LoRA to MODEL and CLIP, each block at its own strength. With block weights ALL the result is "
+        "exactly that of the core LoRA loader. The strengths here multiply those of the handle."
     )
     SEARCH_ALIASES = ["lora loader", "lora block weight", "lbw", "inspire"]
     RETURN_TYPES = ("MODEL", "CLIP", "ATELIER_LORA", "LORA_STACK")
@@ -115,7 +115,7 @@ class ApplyLora:
         "The model with the LoRA applied.",
         "The text encoder with the LoRA applied.",
         "The LoRA with the strengths and block weights it was applied with.",
-        "The stack that came in with this LoRA at its end, for nodes that take a LORA_STACK (they know no block weights).",
+        "The stack that came in, with this LoRA at its end, for nodes that take a LORA_STACK (without block weights).",
     )
     FUNCTION = "apply"
 

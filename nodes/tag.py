@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..tagger.runner import TagParams, open_tagger, pick
+from ..tagger.runner import PickParams, open_tagger, pick, tags_text
 from ._changes import named_file_state
 from ._images import to_pil
 from .host import PICO_NAME, get_host
@@ -36,7 +36,7 @@ class TagImage:
                     "A folder with model.onnx and selected_tags.csv below the taggers model folder, or "
                     f"'{PICO_NAME}', the tagger of the tiny model.",
                 ),
-                **widgets(TagParams),
+                **widgets(PickParams),
             }
         }
 
@@ -48,13 +48,13 @@ class TagImage:
     def tag(self, image: Any, tagger_name: str, **values: Any) -> dict[str, Any]:
         """Tag each picture of the batch."""
         host = get_host()
-        params = params_from(TagParams, values)
+        params = params_from(PickParams, values)
         tagger = open_tagger(host.tagger_path(tagger_name))
         progress = host.progress(len(image))
         lines = []
         for index, scores in enumerate(tagger.tag_images(map(to_pil, image), progress)):
             progress.update(index + 1, len(image))
-            lines.append(", ".join(tag.name for tag in pick(scores, params)))
+            lines.append(tags_text(pick(scores, params)))
         return {"ui": {"text": lines}, "result": ("\n".join(lines),)}
 
 

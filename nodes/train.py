@@ -11,12 +11,13 @@ from ..dataset.table import Dataset
 from ..families._base import Base
 from ..merger.lora.handle import open_lora
 from ..networks._spec import get_network
-from ..trainer.config import Job, TrainParams
+from ..trainer.config import MODES, Job, TrainParams
 from ..trainer.objectives._spec import find_objective
 from ..trainer.optimizers._spec import find_optimizer
-from ..trainer.run import RunResult, continue_run, train_lora
+from ..trainer.run import RunRef
+from ..trainer.train import RunResult, continue_run, train_lora
 from .host import get_host
-from .widgets import ROOT_CATEGORY, number, params_from, socket, text, widgets
+from .widgets import ROOT_CATEGORY, combo, number, params_from, socket, text, widgets
 
 log = logging.getLogger("lora_atelier")
 
@@ -36,6 +37,13 @@ SHOWN = (
 )
 """The twelve widgets that are not folded away."""
 
+DEFAULTS = {
+    "network": ("lora", get_network),
+    "optimizer": ("adamw", find_optimizer),
+    "objective": ("epsilon", find_objective),
+}
+"""Which plug-in is used when its socket is left open, and how it is found."""
+
 RUN_OUTPUTS = ("ATELIER_RUN", "ATELIER_LORA", "STRING")
 RUN_OUTPUT_TOOLTIPS = (
     "The run: its folder and the step it reached, for checkpoint grids, plots, reports and for going on.",
@@ -46,7 +54,7 @@ RUN_OUTPUT_TOOLTIPS = (
 
 def default_choice(kind: str) -> Choice:
     """The option that is used when its socket is left open, with its own defaults."""
-    name, find = {"network": ("lora", get_network), "optimizer": ("adamw", find_optimizer), "objective": ("epsilon", find_objective)}[kind]
+    name, find = DEFAULTS[kind]
     return Choice(kind=kind, name=name, params=find(name).params())
 
 
@@ -65,8 +73,8 @@ class TrainLora:
     TITLE = "Train LoRA (Atelier)"
     CATEGORY = f"{ROOT_CATEGORY}/Train"
     DESCRIPTION = (
-        "Trains a LoRA on a data set. Everything is checked before the first step; Cancel keeps what was learned and the "
-        "same settings go on from there. The same request twice returns the finished run at once."
+        "Trains a LoRA on a data set. Everything is checked before the first step; Cancel keeps what was learned and "
+        "the same settings go on from there. The same request twice returns the finished run at once."
     )
     SEARCH_ALIASES = ["train", "training", "fine-tune", "kohya", "lora trainer"]
     RETURN_TYPES = RUN_OUTPUTS
@@ -90,7 +98,7 @@ class TrainLora:
                 "objective": socket("ATELIER_OBJECTIVE", "What is minimised; the error on the noise when left open."),
                 "blocks": socket("ATELIER_BLOCKS", "Which blocks are trained; all when left open."),
                 "trigger": text(
-                    "The word that calls what is learned; only noted in the handle and the report, captions stay as they are.",
+                    "The word that calls what is learned; noted in the LoRA's handle, captions stay as they are.",
                     advanced=True,
                 ),
             },
@@ -141,8 +149,8 @@ class ContinueTraining:
     TITLE = "Continue Training (Atelier)"
     CATEGORY = f"{ROOT_CATEGORY}/Train"
     DESCRIPTION = (
-        "Trains a run for more steps, as a new run that starts from its weights and optimizer state; the first run stays "
-        "as it is. (An interrupted run goes on by itself when its 'Train LoRA' is queued again.)"
+        "Trains a run for more steps, as a new run that starts from its weights and optimizer state; the first run "
+        "stays as it is. (An interrupted run goes on by itself when its 'Train LoRA' is queued again.)"
     )
     SEARCH_ALIASES = ["resume training", "more steps", "continue"]
     RETURN_TYPES = RUN_OUTPUTS
@@ -160,16 +168,26 @@ class ContinueTraining:
                 "base": socket("ATELIER_BASE", "The same base model that the run was trained on."),
                 "dataset": socket("ATELIER_DATASET", "The pictures to learn; the same or others."),
                 "extra_steps": number("INT", 500, 1, 10_000_000, 1, "How many steps to train on top of those done."),
+                "run_name": text("Name of the new run; made from the first run's name when left empty."),
+                "mode": combo(
+                    list(MODES), "What happens when this very run exists; as in 'Train LoRA'.", default="resume"
+                ),
+            },
+            "optional": {
+                "optimizer": socket("ATELIER_OPTIMIZER", "Other learning rates; those of the run when left open."),
             },
             "hidden": {"prompt": "PROMPT"},
         }
 
     def go_on(
         self,
-        run: Any,
+        run: RunRef,
         base: Base,
         dataset: Dataset,
         extra_steps: int,
+        run_name: str,
+        mode: str,
+        optimizer: Choice | None = None,
         prompt: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Train on."""
@@ -186,6 +204,9 @@ class ContinueTraining:
                 device=host.device(),
                 progress=host.progress(extra_steps),
                 prompt=dict(prompt) if prompt else None,
+                optimizer=optimizer,
+                run_name=run_name,
+                mode=mode,
             )
         return shown_result(result, "")
 

@@ -10,6 +10,8 @@ from ..core.params import Parameter, Params
 SomeParams = TypeVar("SomeParams", bound=Params)
 
 WIDGET_TYPES: Mapping[type, str] = {bool: "BOOLEAN", int: "INT", float: "FLOAT", str: "STRING"}
+STEPS: Mapping[type, float] = {int: 1, float: 0.01}
+"""One click of a number field whose parameter names no step."""
 ROOT_CATEGORY = "Atelier"
 
 
@@ -21,7 +23,7 @@ def widget(parameter: Parameter, *, advanced: bool | None = None) -> tuple[Any, 
     if parameter.choices is not None:
         return list(parameter.choices), options
     if parameter.type in (int, float):
-        bounds = {"min": parameter.minimum, "max": parameter.maximum, "step": parameter.step}
+        bounds = {"min": parameter.minimum, "max": parameter.maximum, "step": parameter.step or STEPS[parameter.type]}
         options.update({name: parameter.type(value) for name, value in bounds.items() if value is not None})
     if parameter.type is float:
         options["round"] = False  # else the page rounds what is typed to a multiple of the step
@@ -91,3 +93,7 @@ def seed(tooltip: str, *, default: int = 0) -> tuple[str, dict[str, Any]]:
 def _tooltip(parameter: Parameter) -> str:
     doc = parameter.doc.strip()
     return doc if doc.endswith((".", "?", "!", ")")) else f"{doc}."
+
+
+NODES: tuple[type, ...] = ()
+"""No node of its own; the folder's discovery asks every file."""

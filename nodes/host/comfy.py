@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.files import Roots
 from .protocol import CLIP, CONDITIONING, LATENT, MODEL, PICO_NAME, VAE
-from .shared import CHECKPOINT_SUFFIXES, PICO_BASE, PICO_TAGGER, add_to_digest, choose, extra_roots, shipped
-from .shared import tagger_entries
+from .shared import (
+    CHECKPOINT_SUFFIXES,
+    PICO_BASE,
+    PICO_TAGGER,
+    add_to_digest,
+    choose,
+    extra_roots,
+    shipped,
+    tagger_entries,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -43,7 +43,7 @@ def is_pico(header: Header) -> bool:
 
 
 def load_pico(path: Path, *, temp_dir: Path) -> tuple[MODEL, CLIP, VAE]:
-    """Load a file with sizes in its metadata as ComfyUI's MODEL, CLIP and VAE (the tokenizer is unpacked in temp_dir)."""
+    """Load a file with sizes in its metadata as ComfyUI's MODEL, CLIP and VAE; the tokenizer goes to temp_dir."""
     header = read_header(path)
     sizes = json.loads(header.metadata[SIZES_KEY])
     tensors = read_tensors(path)

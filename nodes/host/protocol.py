@@ -79,7 +79,7 @@ class Host(Protocol):
         """Path of a LoRA file by its name; raises InputError as :meth:`checkpoint_path` does."""
 
     def tagger_names(self) -> list[str]:
-        """Names of the taggers: folders or ``.onnx`` files below the ``taggers`` model folder, :data:`PICO_NAME` last."""
+        """Names of the taggers: folders or ``.onnx`` files below ``models/taggers``, :data:`PICO_NAME` last."""
 
     def tagger_path(self, name: str) -> Path:
         """Folder (or ``.onnx`` file) of a tagger by its name; raises InputError as :meth:`checkpoint_path` does."""
@@ -95,7 +95,7 @@ class Host(Protocol):
         """A progress reporter of the node that is running now; its ``check`` raises the host's own cancel exception."""
 
     def training(self) -> AbstractContextManager[None]:
-        """Around a training run: leave inference mode with gradients on, free the host's models before and ours after."""
+        """Around a training run: out of inference mode, the host's models freed before and ours after."""
 
     # generation ------------------------------------------------------------------------------------------------
     def load_base(self, base: Base) -> tuple[MODEL, CLIP, VAE]:

@@ -96,5 +96,6 @@ def refuse_unreadable(name: str) -> None:
     """
     if not name.lower().endswith(CHECKPOINT_SUFFIXES):
         raise InputError(
-            f"{name} is not a .safetensors file; only those are loaded: run the node 'Convert Checkpoint (Atelier)' on it once."
+            f"{name} is not a .safetensors file; only those are loaded: run the node 'Convert Checkpoint (Atelier)' on "
+            "it once."
         )

@@ -2,9 +2,8 @@
 
 import re
 
+from atelier_tests.helpers.comfy_server import PACK_FOLDER, Comfy
 from lora_atelier import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-
-from .conftest import PACK_FOLDER, Comfy
 
 
 def test_loads_without_a_warning(comfy: Comfy) -> None:
