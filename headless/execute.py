@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +64,7 @@ def execute(
     classes: Mapping[str, type],
     *,
     watcher: Watcher,
+    keep: Collection[str] = (),
 ) -> Outcome:
     """Run the nodes of a validated graph, each once, under inference mode as ComfyUI does.
 
@@ -73,6 +74,7 @@ def execute(
         inputs: converted inputs per id, as :func:`~.validate.validate` returns them.
         classes: node classes.
         watcher: told before and after each node.
+        keep: class names whose results stay in the outcome; others are freed after their last use.
 
     Raises:
         NodeError: a node raised an Exception. Cancel passes through unchanged, whatever its class.
@@ -96,8 +98,9 @@ def execute(
             raise NodeError(node, error) from error
         seconds[node_id] = time.perf_counter() - began
         watcher.node_finished(node, seconds[node_id])
-        for spent in [source for source, last in last_use.items() if last == at and source != node_id]:
-            results[spent] = [[] for _ in results[spent]]
+        for spent in [source for source, last in last_use.items() if last == at]:
+            if graph.nodes[spent].class_type not in keep:
+                results[spent] = [[] for _ in results[spent]]
     return Outcome(results=results, ui={key: shown for key, shown in ui.items() if shown}, seconds=seconds)
 
 
