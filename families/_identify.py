@@ -111,8 +111,8 @@ def _is_embedding(header: Header) -> bool:
     keys = set(header.shapes)
     if keys & {"emb_params", "emp_params", "string_to_param"} or keys <= {"clip_l", "clip_g"}:
         return True
-    shape = next(iter(header.shapes.values()))
-    return len(keys) == 1 and len(shape) in (1, 2) and shape[-1] in _TOKEN_WIDTHS
+    key, shape = next(iter(header.shapes.items()))  # a lone token, as in the concept libraries of diffusers
+    return len(keys) == 1 and "." not in key and len(shape) in (1, 2) and shape[-1] in _TOKEN_WIDTHS
 
 
 # Asked in this order; the first that fits gives the name.

@@ -260,7 +260,7 @@ def _merged(part: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if value != published and (not changeable or len(numbers) != len(_as_tuple(published))):
             raise ValueError(f"{part}.{key} is {value!r}")
         config[key] = value
-    if config.get("layers_per_block", _LAYERS_PER_BLOCK) != _LAYERS_PER_BLOCK:
+    if part == "unet" and config["layers_per_block"] != _LAYERS_PER_BLOCK:  # the block names count on it
         raise ValueError(f"{part}.layers_per_block is {config['layers_per_block']!r}")
     return config
 
