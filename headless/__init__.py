@@ -1,0 +1,1 @@
+"""Running workflows without the page: here or on a ComfyUI server, from the command line."""

@@ -55,7 +55,9 @@ def run(
     workflow: Annotated[Path, typer.Argument(help="Workflow file (.json in API or page format, or a .png with one).")],
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change a value; NODE is an id, a title or a class name."),
+        typer.Option(
+            "--set", metavar="NODE.INPUT=VALUE", help="Change a value; NODE is an id, a title or a class name."
+        ),
     ] = None,
     base_dir: BaseDir = DEFAULT_BASE_DIR,
     server: Annotated[str | None, typer.Option(help="Run on this ComfyUI server, e.g. http://127.0.0.1:8188.")] = None,
@@ -139,7 +141,9 @@ def _run_on_server(workflow: Path, settings: list[str], base_dir: Path, url: str
 
 @app.command()
 def quickstart(
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the data set, the training and the grid.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of the data set, the training and the grid.")
+    ] = 1,
     concept: Annotated[str, typer.Option(help="What to learn: kest, vard or tavi.")] = "kest",
     base_dir: BaseDir = DEFAULT_BASE_DIR,
 ) -> None:

@@ -126,10 +126,10 @@ class Server:
         query = {key: str(item.get(key, "")) for key in ("filename", "subfolder", "type")}
         places = [part for part in query["subfolder"].replace("\\", "/").split("/") if part]
         target = folder.joinpath(*(safe_name(part) for part in places), safe_name(query["filename"], max_chars=200))
-        with self._open("GET", f"/view?{urllib.parse.urlencode(query)}") as answer, atomic_path(target) as temporary:
-            with temporary.open("wb") as file:
-                while chunk := answer.read(_CHUNK_BYTES):
-                    file.write(chunk)
+        view = f"/view?{urllib.parse.urlencode(query)}"
+        with self._open("GET", view) as answer, atomic_path(target) as temporary, temporary.open("wb") as file:
+            while chunk := answer.read(_CHUNK_BYTES):
+                file.write(chunk)
         return target
 
     def _json(self, method: str, path: str, body: Any = None, *, allowed: tuple[int, ...] = ()) -> Any:
@@ -140,7 +140,9 @@ class Server:
         try:
             return json.loads(text)
         except json.JSONDecodeError as cause:
-            raise ServerError(f"{self.url}{path} did not answer with JSON; is a ComfyUI server running there?") from cause
+            raise ServerError(
+                f"{self.url}{path} did not answer with JSON; is a ComfyUI server running there?"
+            ) from cause
 
     @contextmanager
     def _open(self, method: str, path: str, body: Any = None, *, allowed: tuple[int, ...] = ()) -> Iterator[Any]:
@@ -157,7 +159,9 @@ class Server:
                 yield cause
         except (urllib.error.URLError, TimeoutError, ConnectionError) as cause:
             reason = getattr(cause, "reason", cause)
-            raise ServerError(f"no ComfyUI server answers at {self.url} ({reason}); start it or correct --server.") from cause
+            raise ServerError(
+                f"no ComfyUI server answers at {self.url} ({reason}); start it or correct --server."
+            ) from cause
 
 
 def run_on_server(graph: Graph, server: Server, *, folder: Path, watcher: ServerWatcher) -> ServerOutcome:
@@ -201,7 +205,9 @@ def _events(server: Server) -> Iterator[Callable[[float], Mapping[str, Any] | No
     try:
         socket = connect(address, max_size=None, open_timeout=_HTTP_TIMEOUT_S)
     except (OSError, WebSocketException) as cause:
-        raise ServerError(f"no ComfyUI server answers at {server.url} ({cause}); start it or correct --server.") from cause
+        raise ServerError(
+            f"no ComfyUI server answers at {server.url} ({cause}); start it or correct --server."
+        ) from cause
     lost = False
 
     def next_event(timeout_s: float) -> Mapping[str, Any] | None:

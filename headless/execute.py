@@ -117,9 +117,7 @@ def _last_uses(order: list[str], inputs: Mapping[str, Mapping[str, Any]]) -> dic
 def _arguments(
     node_class: type, inputs: Mapping[str, Any], results: Mapping[str, list[list[Any]]]
 ) -> dict[str, list[Any]]:
-    return {
-        name: results[str(value[0])][value[1]] if is_link(value) else [value] for name, value in inputs.items()
-    }
+    return {name: results[str(value[0])][value[1]] if is_link(value) else [value] for name, value in inputs.items()}
 
 
 def _hidden(node_class: type, node: Node, prompt: Mapping[str, Any], graph: Graph) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def figures(graph: Graph, outcome: Outcome, host: TerminalHost) -> dict[str, Any
     shown = Outcome(results={}, ui={grid: outcome.ui.get(grid, {})}, seconds={})
     sheets = output_files(shown, host)
     if not sheets:
-        raise AtelierError("the quickstart's grid node shows no picture, so there is no path to report; reinstall the pack.")
+        raise AtelierError(
+            "the quickstart's grid node shows no picture, so there is no path to report; reinstall the pack."
+        )
     return {
         "trigger_recall_base": base["trigger_recall"],
         "trigger_recall_trained": trained["trigger_recall"],
@@ -92,5 +94,7 @@ def _seconds_trained(run: Any, node_seconds: float) -> float:
 def _only(graph: Graph, class_type: str) -> str:
     found = [node.id for node in graph.nodes.values() if node.class_type == class_type]
     if len(found) != 1:
-        raise AtelierError(f"the quickstart workflow has {len(found)} nodes of the class {class_type}; it must have one.")
+        raise AtelierError(
+            f"the quickstart workflow has {len(found)} nodes of the class {class_type}; it must have one."
+        )
     return found[0]

@@ -54,7 +54,9 @@ class _Page:
         seen: set[Any] = set()
         while link_id is not None:
             if link_id in seen:
-                raise FormatError(f"{self.source}: reroutes go round in a circle at link {link_id}; remove one of them.")
+                raise FormatError(
+                    f"{self.source}: reroutes go round in a circle at link {link_id}; remove one of them."
+                )
             seen.add(link_id)
             if link_id not in self.links:
                 raise FormatError(f"{self.source}: link {link_id} is used but not listed; save the workflow again.")
@@ -160,9 +162,12 @@ def _widget_values(entry: Mapping[str, Any], spec: NodeSpec, page: _Page) -> dic
             break
         taken[widget.name] = _wrapped(values[at])
         at += 1
-        if _has_control_slot(widget) and at < len(values) and values[at] in _CONTROL_VALUES:
-            at += 1
-        elif any(widget.options.get(option) for option in _UPLOAD_OPTIONS):
+        if (
+            _has_control_slot(widget)
+            and at < len(values)
+            and values[at] in _CONTROL_VALUES
+            or any(widget.options.get(option) for option in _UPLOAD_OPTIONS)
+        ):
             at += 1
     return taken
 
@@ -172,7 +177,7 @@ def _wrapped(value: Any) -> Any:
 
 
 def _has_control_slot(widget: InputSpec) -> bool:
-    """The page adds "control after generate" behind every seed unless the node says no, and wherever a node says yes."""
+    """The page adds "control after generate" behind a seed unless the node says no, and wherever it says yes."""
     control = widget.options.get("control_after_generate")
     if control is None:
         return widget.type == "INT" and widget.name in _SEED_NAMES

@@ -51,7 +51,7 @@ class _Checker:
                 if source in path:
                     circle = " -> ".join([*path[path.index(source) :], source])
                     self.problems.append(
-                        f"{self.graph.nodes[source].label} depends on its own output ({circle}); remove one of these wires."
+                        f"{self.graph.nodes[source].label} depends on its own output ({circle}); remove a wire."
                     )
                     raise GraphError(self.problems)
                 if source not in done:
@@ -107,8 +107,8 @@ class _Checker:
         source_id, slot = str(link[0]), link[1]
         if source_id not in self.graph.nodes:
             self.problems.append(
-                f"{node.label} is wired at {entry.name!r} to node {source_id}, which does not exist; wire it to another "
-                f"node or give a value{nearest_hint(source_id, self.graph.nodes)}."
+                f"{node.label} is wired at {entry.name!r} to node {source_id}, which does not exist; wire it to a "
+                f"node that does{nearest_hint(source_id, self.graph.nodes)}."
             )
             return None
         source = self.graph.nodes[source_id]
@@ -147,7 +147,9 @@ class _Checker:
         except InputError as cause:
             answer = str(cause)
         if answer is not True:
-            self.problems.append(f"{node.label}: {answer if isinstance(answer, str) else 'its values do not fit together'}")
+            self.problems.append(
+                f"{node.label}: {answer if isinstance(answer, str) else 'its values do not fit together'}"
+            )
 
 
 def validate(
@@ -172,7 +174,7 @@ def validate(
     roots = [node.id for node in graph.nodes.values() if specs[node.class_type].is_output]
     if not roots:
         raise GraphError(
-            ["the workflow has no output node, so nothing would run; add one such as SaveImage, PreviewImage or a report."]
+            ["the workflow has no output node, so nothing would run; add one such as SaveImage or PreviewImage."]
         )
     checker = _Checker(graph, specs, classes)
     for root in roots:
@@ -185,8 +187,8 @@ def validate(
 def _unknown_class(node: Node, specs: Mapping[str, NodeSpec]) -> str:
     hint = nearest_hint(node.class_type, specs)
     return (
-        f"{node.label} is of the class {node.class_type!r}, which this runner does not have{hint or ';'} install the pack "
-        "it belongs to and run on a ComfyUI server (--server URL), or replace the node (`lora-atelier nodes` lists them)."
+        f"{node.label} is of a class this runner does not have{hint}; replace it (`lora-atelier "
+        "nodes` lists what there is), or run on a ComfyUI server that has its pack (--server URL)."
     )
 
 
@@ -274,7 +276,9 @@ def _out_of_range(entry: InputSpec, value: Any) -> str | None:
 def _not_in_list(entry: InputSpec, value: Any) -> str:
     choices = [str(choice) for choice in entry.choices or ()]
     if not choices:
-        return f"{entry.name} is {_shown(value)}, but there is nothing to choose from; put a file into its folder first."
+        return (
+            f"{entry.name} is {_shown(value)}, but there is nothing to choose from; put a file into its folder first."
+        )
     if isinstance(value, str):
         error: UnknownNameError = unknown_name(entry.name, value, choices)
         return f"{error}; choose one of these."

@@ -39,7 +39,7 @@ def encode_prompt(clip: LocalClip, text: str) -> list[list[Any]]:
 
 
 def _hidden_states(encoder: Any, ids: torch.Tensor, clip_skip: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Float32 hidden states of a layer counted from the end, each through the final layer norm, and the pooled state."""
+    """Float32 hidden states of a layer counted from the end, after the final layer norm, and the pooled state."""
     if clip_skip == 1:
         output = encoder(input_ids=ids)
         return output.last_hidden_state.float(), output.pooler_output.float()

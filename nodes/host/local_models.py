@@ -199,7 +199,7 @@ def add_lora(
     unknown = [stem for stem in modules if stem not in unet_stems and stem not in known_text]
     if len(unknown) == len(modules):
         raise InputError(
-            f"none of the LoRA's {len(modules)} modules fits the loaded base (for example {next(iter(modules), 'none')}); "
+            f"none of the LoRA's {len(modules)} modules fits the loaded base (such as {next(iter(modules), 'none')}); "
             "use a LoRA that was trained for this kind of base."
         )
     for stem in unknown:

@@ -41,10 +41,12 @@ class CheckpointLoaderSimple:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         names = _host().checkpoint_names()
         return {"required": {"ckpt_name": (names, {"tooltip": "The name of the checkpoint to load."})}}
 
     def load_checkpoint(self, ckpt_name: str) -> tuple[Any, Any, Any]:
+        """Load."""
         from ...families._base import open_base
 
         return _host().load_base(open_base(_host().checkpoint_path(ckpt_name), name=ckpt_name))
@@ -60,6 +62,7 @@ class LoraLoader:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         strength = ("FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01})
         return {
             "required": {
@@ -74,6 +77,7 @@ class LoraLoader:
     def load_lora(
         self, model: Any, clip: Any, lora_name: str, strength_model: float, strength_clip: float
     ) -> tuple[Any, Any]:
+        """Patch model and clip."""
         from ...core.tensors import read_tensors
 
         if strength_model == 0 and strength_clip == 0:
@@ -93,6 +97,7 @@ class LoraLoaderModelOnly(LoraLoader):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         return {
             "required": {
                 "model": ("MODEL",),
@@ -102,6 +107,7 @@ class LoraLoaderModelOnly(LoraLoader):
         }
 
     def load_lora_model_only(self, model: Any, lora_name: str, strength_model: float) -> tuple[Any]:
+        """Patch the model."""
         return (self.load_lora(model, None, lora_name, strength_model, 0.0)[0],)
 
 
@@ -115,10 +121,12 @@ class CLIPTextEncode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         text = ("STRING", {"multiline": True, "dynamicPrompts": True, "tooltip": "The text to be encoded."})
         return {"required": {"text": text, "clip": ("CLIP",)}}
 
     def encode(self, clip: Any, text: str) -> tuple[Any]:
+        """Encode."""
         return (_host().encode_prompt(clip, text),)
 
 
@@ -132,10 +140,12 @@ class CLIPSetLastLayer:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         layer = ("INT", {"default": -1, "min": -24, "max": -1, "step": 1})
         return {"required": {"clip": ("CLIP",), "stop_at_clip_layer": layer}}
 
     def set_last_layer(self, clip: Any, stop_at_clip_layer: int) -> tuple[Any]:
+        """Choose the layer."""
         from dataclasses import replace
 
         layers = clip.base.components.text_encoders[0].config.num_hidden_layers
@@ -154,6 +164,7 @@ class EmptyLatentImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         size = ("INT", {"default": 512, "min": 16, "max": MAX_RESOLUTION_PX, "step": 8})
         return {
             "required": {
@@ -164,6 +175,7 @@ class EmptyLatentImage:
         }
 
     def generate(self, width: int, height: int, batch_size: int = 1) -> tuple[dict[str, Any]]:
+        """Make the batch."""
         from .local_generate import empty_latent
 
         return (empty_latent(width, height, batch_size),)
@@ -179,6 +191,7 @@ class KSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         seed = ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True})
         return {
             "required": {
@@ -208,6 +221,7 @@ class KSampler:
         latent_image: Mapping[str, Any],
         denoise: float = 1.0,
     ) -> tuple[dict[str, Any]]:
+        """Sample."""
         latent = _host().sample_latent(
             model, positive, negative, latent_image, progress=_host().progress(steps),
             seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler, denoise=denoise,
@@ -225,9 +239,11 @@ class VAEDecode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         return {"required": {"samples": ("LATENT",), "vae": ("VAE",)}}
 
     def decode(self, vae: Any, samples: dict[str, Any]) -> tuple[torch.Tensor]:
+        """Decode."""
         return (_host().decode(vae, samples),)
 
 
@@ -241,9 +257,11 @@ class VAEEncode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         return {"required": {"pixels": ("IMAGE",), "vae": ("VAE",)}}
 
     def encode(self, vae: Any, pixels: torch.Tensor) -> tuple[dict[str, Any]]:
+        """Encode."""
         return (_host().encode(vae, pixels),)
 
 
@@ -257,15 +275,18 @@ class LoadImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         folder = _host().input_dir()
         names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix.lower() in _PICTURE_SUFFIXES)
         return {"required": {"image": (names, {"image_upload": True})}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, image: str) -> bool | str:
+        """The picture must be there."""
         return True if image is None or _picture_path(image) else f"there is no picture {image!r}"
 
     def load_image(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read picture and mask."""
         import numpy as np
         import torch
         from PIL import Image, ImageOps, UnidentifiedImageError
@@ -276,7 +297,9 @@ class LoadImage:
                 picture = ImageOps.exif_transpose(opened)
                 picture.load()
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as cause:
-            raise InputError(f"the picture {image!r} cannot be read ({cause}); save it again or choose another.") from cause
+            raise InputError(
+                f"the picture {image!r} cannot be read ({cause}); save it again or choose another."
+            ) from cause
         if picture.mode == "I":
             picture = picture.point(lambda value: value * (1 / 255))
         pixels = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0)[None]
@@ -311,6 +334,7 @@ class SaveImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         return {
             "required": {"images": ("IMAGE",), "filename_prefix": ("STRING", {"default": "ComfyUI"})},
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
@@ -323,6 +347,7 @@ class SaveImage:
         prompt: Any = None,
         extra_pnginfo: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
+        """Write the PNG files."""
         host = _host()
         root = host.output_dir() if self.KIND == "output" else host.temp_dir()
         height_px, width_px = int(images.shape[1]), int(images.shape[2])
@@ -345,6 +370,7 @@ class PreviewImage(SaveImage):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
         return {
             "required": {"images": ("IMAGE",)},
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
@@ -357,6 +383,7 @@ class PreviewImage(SaveImage):
         prompt: Any = None,
         extra_pnginfo: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
+        """Write the PNG files."""
         return super().save_images(images, filename_prefix, prompt, extra_pnginfo)
 
 

@@ -1,6 +1,6 @@
-"""Prompt weights and token chunks of the local host, with ComfyUI's meaning of brackets.
+r"""Prompt weights and token chunks of the local host, with ComfyUI's meaning of brackets.
 
-``(text)`` multiplies the weight inside by 1.1, ``(text:1.3)`` sets it to 1.3, brackets nest, ``\\(`` and ``\\)`` are
+``(text)`` multiplies the weight inside by 1.1, ``(text:1.3)`` sets it to 1.3, brackets nest, ``\(`` and ``\)`` are
 literal. A prompt longer than one window of the text encoder is split into windows whose encodings are concatenated,
 and a word is not torn at a window's end while it has fewer than eight tokens. The weight moves a token's encoding along
 the line from the empty prompt's encoding of the same position.

@@ -4,7 +4,8 @@ A schedule is a descending list of float sigmas that ends in 0.0. The base's own
 every schedule is read from; values are rounded to float32 where ComfyUI keeps them in float32.
 
 Sources: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5 (karras);
-Lee et al. 2024, arXiv 2407.12173 (beta); Song et al. 2021, "Denoising Diffusion Implicit Models", section 4.2 (ddim_uniform).
+Lee et al. 2024, arXiv 2407.12173 (beta); Song et al. 2021, "Denoising Diffusion Implicit Models", section 4.2
+(ddim_uniform).
 """
 
 from __future__ import annotations

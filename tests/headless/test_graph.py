@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from atelier_tests.helpers.toy_nodes import CLASSES, Fail
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from atelier_tests.helpers.toy_nodes import CLASSES, Fail
 from lora_atelier.core.errors import FormatError, InputError, UnknownNameError
 from lora_atelier.core.progress import Cancelled
 from lora_atelier.headless.execute import NodeError, execute
@@ -31,7 +31,11 @@ class Quiet:
 
 def api(**nodes):
     return {
-        key.lstrip("n"): {"class_type": entry[0], "inputs": entry[1], **({"_meta": {"title": entry[2]}} if entry[2:] else {})}
+        key.lstrip("n"): {
+            "class_type": entry[0],
+            "inputs": entry[1],
+            **({"_meta": {"title": entry[2]}} if entry[2:] else {}),
+        }
         for key, entry in nodes.items()
     }
 
@@ -124,7 +128,10 @@ def edited(node_id, **inputs):
         (edited("3", word=["1", 0]), "needs STRING at 'word' but output 0 of node 1"),
         (edited("3", number=["2", 0]), "needs INT,FLOAT at 'number'"),
         (edited("3", model="sd15"), "takes a wire of type MODEL"),
-        ({**GOOD, "2": {"class_type": "Word", "inputs": {"text": "x", "twice": False}}}, "lacks its required input 'style'"),
+        (
+            {**GOOD, "2": {"class_type": "Word", "inputs": {"text": "x", "twice": False}}},
+            "lacks its required input 'style'",
+        ),
         ({**GOOD, "3": {"class_type": "Join", "inputs": {}}}, "lacks its required input 'word'; give it"),
         ({**GOOD, "9": {"class_type": "Wrod", "inputs": {}}}, "did you mean 'Word'"),
         ({key: GOOD[key] for key in "123"}, "no output node"),
@@ -213,7 +220,9 @@ PAGE = {
         {"id": 6, "type": "Note", "widgets_values": ["read me"]},
         {"id": 7, "type": "MarkdownNote", "widgets_values": ["# read me"]},
     ],
-    "links": [[2, 1, 1, 3, 1, "FLOAT"], [3, 2, 0, 5, 0, "STRING"], [4, 5, 0, 3, 0, "STRING"], [5, 3, 0, 4, 0, "STRING"]],
+    "links": [
+        [2, 1, 1, 3, 1, "FLOAT"], [3, 2, 0, 5, 0, "STRING"], [4, 5, 0, 3, 0, "STRING"], [5, 3, 0, 4, 0, "STRING"],
+    ],
 }  # fmt: skip
 
 

@@ -48,7 +48,9 @@ def test_karras_is_the_published_formula(levels):
 def test_normal_and_sgm_uniform_are_evenly_spaced_in_time(levels):
     naive = [float(levels.sigmas[round(t)]) for t in np.linspace(999, 0, 10)]
     assert sigmas_for(levels, "normal", 10)[:-1] == pytest.approx(naive, rel=1e-2)
-    assert sigmas_for(levels, "normal", 4)[:-1] == pytest.approx([float(levels.sigmas[t]) for t in (999, 666, 333, 0)], rel=1e-5)
+    assert sigmas_for(levels, "normal", 4)[:-1] == pytest.approx(
+        [float(levels.sigmas[t]) for t in (999, 666, 333, 0)], rel=1e-5
+    )
     assert sigmas_for(levels, "sgm_uniform", 3)[:-1] == pytest.approx(
         [float(levels.sigmas[t]) for t in (999, 666, 333)], rel=1e-5
     )
