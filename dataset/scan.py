@@ -229,7 +229,8 @@ def _pictures_of(
 
     for listing in walk_folder(folder, guard=guard, on_skip=skip_below, recursive=params.recursive, excluded=excluded):
         progress.check()
-        captions = CaptionIndex([*(entry.name for entry in listing.files), *listing.folders], endings)
+        beside = [*(entry.name for entry in listing.files), *listing.refused, *listing.folders]
+        captions = CaptionIndex(beside, endings)
         users: Counter[str] = Counter()
         for entry in listing.files:
             if not is_picture_name(entry.name):
@@ -238,6 +239,10 @@ def _pictures_of(
                     scan.other_endings[ending] += 1
                 continue
             caption_name = captions.find(entry.name)
+            if caption_name in listing.refused:
+                reason = listing.refused[caption_name]
+                scan.skip(shown + listing.below(entry.name), f"its caption file {caption_name!r}: {reason}")
+                continue
             if caption_name is not None:
                 users[caption_name] += 1
                 caption_name = listing.below(caption_name)

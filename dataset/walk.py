@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,14 @@ class Listing:
     Attributes:
         relative: Path below the walked folder with ``/``; empty for that folder itself.
         files: Its files.
+        refused: Files that must not be opened, with the reason.
         folders: Names of its sub-folders, those that are not followed among them.
         open_folders: Names of the sub-folders that may be followed.
     """
 
     relative: str
     files: tuple[FileEntry, ...]
+    refused: Mapping[str, str]
     folders: tuple[str, ...]
     open_folders: tuple[str, ...]
 
@@ -82,6 +84,7 @@ def printable(text: str) -> str:
 def list_folder(path: Path, relative: str, guard: Guard, on_skip: OnSkip) -> Listing:
     """Lists one folder. Links out of the data set, hidden things and special files are refused with a reason."""
     files: list[FileEntry] = []
+    refused: dict[str, str] = {}
     folders: list[str] = []
     open_folders: list[str] = []
     try:
@@ -100,6 +103,7 @@ def list_folder(path: Path, relative: str, guard: Guard, on_skip: OnSkip) -> Lis
                 else:
                     open_folders.append(entry.name)
             elif reason := _refused_file(entry, guard):
+                refused[entry.name] = reason
                 if is_picture_name(entry.name):
                     on_skip(shown, reason)
             else:
@@ -107,7 +111,7 @@ def list_folder(path: Path, relative: str, guard: Guard, on_skip: OnSkip) -> Lis
                 files.append(FileEntry(entry.name, status.st_size, status.st_mtime_ns))
         except OSError as error:
             on_skip(shown, f"it cannot be read ({error.strerror})")
-    return Listing(relative, tuple(files), tuple(folders), tuple(open_folders))
+    return Listing(relative, tuple(files), refused, tuple(folders), tuple(open_folders))
 
 
 def walk_folder(
