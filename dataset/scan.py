@@ -239,7 +239,7 @@ def _pictures_of(
                     scan.other_endings[ending] += 1
                 continue
             caption_name = captions.find(entry.name)
-            if caption_name in listing.refused:
+            if caption_name is not None and caption_name in listing.refused:
                 reason = listing.refused[caption_name]
                 scan.skip(shown + listing.below(entry.name), f"its caption file {caption_name!r}: {reason}")
                 continue

@@ -4,6 +4,7 @@ import os
 import socket
 
 import pytest
+
 from atelier_tests.helpers.pictures import make_folder, png_header_only, save_picture
 from lora_atelier.core.errors import InputError
 from lora_atelier.dataset.scan import DatasetParams, open_folder

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lora_atelier.core.errors import InputError
 from lora_atelier.dataset.batches import effective_repeats, epoch_batches, steps_per_epoch
 from lora_atelier.dataset.buckets import BucketRule, assign_buckets

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+
 from lora_atelier.core.errors import InputError
 from lora_atelier.dataset.buckets import (
     BucketAssignment,

@@ -2,6 +2,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from atelier_tests.helpers.pictures import make_folder
 from lora_atelier.core.seeds import derive
 from lora_atelier.dataset.captions import caption_for, captions_vary, split_tags, training_caption

@@ -3,6 +3,8 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from atelier_tests.helpers.pictures import gradient, png_header_only, save_picture
 from lora_atelier.core.errors import FormatError
 from lora_atelier.dataset.buckets import BucketRule
@@ -14,7 +16,6 @@ from lora_atelier.dataset.images import (
     load_image,
     read_header,
 )
-from PIL import Image
 
 
 def exif_with_orientation(value: int) -> Image.Exif:

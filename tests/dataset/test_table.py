@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from atelier_tests.helpers.pictures import make_folder, save_picture
 from atelier_tests.helpers.progress import CancelAfter
 from lora_atelier.core.errors import InputError
