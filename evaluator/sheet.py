@@ -1,5 +1,6 @@
 """The sheet: cells side by side under labels that are wrapped to their place and never overlap."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,7 @@ def _cut(piece: str, font: Font, width_px: int) -> list[str]:
     return [*parts, piece]
 
 
+@functools.lru_cache(maxsize=4096)
 def fit_label(text: str, *, width_px: int, height_px: int, font_px: int) -> Label:
     """Wrap a label into a box; the font shrinks to 9 px, then what is left over is cut with an ellipsis."""
     text = text if len(text) <= MAX_LABEL_CHARS else text[: MAX_LABEL_CHARS - 1] + "…"
