@@ -4,8 +4,8 @@ import itertools
 from pathlib import Path
 
 import pytest
-from atelier_tests.helpers.lora_stub import stub_lora
 
+from atelier_tests.helpers.lora_stub import stub_lora
 from lora_atelier.core.discovery import discover
 from lora_atelier.core.errors import InputError, UnknownNameError
 from lora_atelier.evaluator import axes

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from atelier_tests.helpers.lora_stub import stub_lora
-from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from PIL import Image
 
+from atelier_tests.helpers.lora_stub import stub_lora
+from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from lora_atelier.core.errors import InputError
 from lora_atelier.core.progress import SilentProgress
 from lora_atelier.evaluator.axes._spec import AxisValue, AxisValues
@@ -146,8 +146,11 @@ def test_other_inputs_are_drawn_anew(tmp_path, change):
 
 def test_a_retrained_file_of_the_same_name_is_drawn_anew(tmp_path):
     draw(tmp_path, Painter())
-    newer = axis("LoRA", *((v.label, v.changes) for v in LORA_AXIS.values[:2]), ("b", {ADD_LORAS: (
-        type(B)(name=B.name, sha256="f" * 64),)}))
+    newer = axis(
+        "LoRA",
+        *((v.label, v.changes) for v in LORA_AXIS.values[:2]),
+        ("b", {ADD_LORAS: (type(B)(name=B.name, sha256="f" * 64),)}),
+    )
     painter = Painter()
     draw(tmp_path, painter, x=newer)
     assert len(painter.cells) == 2

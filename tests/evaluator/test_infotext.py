@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from atelier_tests.helpers.lora_stub import stub_lora
 
+from atelier_tests.helpers.lora_stub import stub_lora
 from lora_atelier.evaluator.cells import Cell
 from lora_atelier.evaluator.infotext import infotext, lora_tag, next_counter, script_keys, sheet_name
 

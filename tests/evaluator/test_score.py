@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from atelier_tests.helpers.lora_stub import stub_lora
 from PIL import Image
 
+from atelier_tests.helpers.lora_stub import stub_lora
 from lora_atelier.core.discovery import discover
 from lora_atelier.core.errors import InputError
 from lora_atelier.core.progress import SilentProgress

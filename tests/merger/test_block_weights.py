@@ -140,13 +140,58 @@ def test_every_shipped_preset_fits_a_form_and_is_finite():
     presets = load_presets()
     for preset in presets.values():
         assert set(preset.vectors) <= lengths, preset.name
-    for name in (
-        "NONE ALL ALL0.5 INS IND INALL MIDD OUTD OUTS OUTALL NIN NCNF NF F NC NINALL CHARA BG BODY BODY0.5 FACE FACE0.5 "
-        "FACE0.2 HAND CLOTHING POSE PALETTE KEEPCHAR KEEPBG REDUCEFIT MIDD0.2 MIDD0.8 MOUT"
-    ).split():
+    for name in [
+        "NONE",
+        "ALL",
+        "ALL0.5",
+        "INS",
+        "IND",
+        "INALL",
+        "MIDD",
+        "OUTD",
+        "OUTS",
+        "OUTALL",
+        "NIN",
+        "NCNF",
+        "NF",
+        "F",
+        "NC",
+        "NINALL",
+        "CHARA",
+        "BG",
+        "BODY",
+        "BODY0.5",
+        "FACE",
+        "FACE0.5",
+        "FACE0.2",
+        "HAND",
+        "CLOTHING",
+        "POSE",
+        "PALETTE",
+        "KEEPCHAR",
+        "KEEPBG",
+        "REDUCEFIT",
+        "MIDD0.2",
+        "MIDD0.8",
+        "MOUT",
+    ]:
         assert 17 in presets[name].vectors, name
         assert set(weights(name)) >= set(SHORT.blocks)
-    for name in "LC-NIN LC-NCNF LC-NF LC-NC LC-NP LC-NPNBASE LC-CT LC-Face LC-ALL LC-BCE LC-IN00 LC-MID LC-OUT11".split():
+    for name in [
+        "LC-NIN",
+        "LC-NCNF",
+        "LC-NF",
+        "LC-NC",
+        "LC-NP",
+        "LC-NPNBASE",
+        "LC-CT",
+        "LC-Face",
+        "LC-ALL",
+        "LC-BCE",
+        "LC-IN00",
+        "LC-MID",
+        "LC-OUT11",
+    ]:
         assert 26 in presets[name].vectors, name
         assert set(weights(name, LOCON)) == set(LONG.blocks)
 
@@ -182,9 +227,7 @@ def test_bad_line_in_own_presets_is_named(tmp_path):
 def test_sdxl_rows_are_ready_for_its_names():
     presets = load_presets()
     assert {12, 20} <= set(presets["ALL"].vectors)
-    found = resolve_weights(
-        "OUTD", family="sdxl", stems=["a"], presets=presets, block_of_stem=lambda stem: "OUT01"
-    )
+    found = resolve_weights("OUTD", family="sdxl", stems=["a"], presets=presets, block_of_stem=lambda stem: "OUT01")
     assert (found["OUT00"], found["OUT01"], found["OUT02"], found["OUT03"]) == (1.0, 1.0, 1.0, 0.0)
 
 
