@@ -17,6 +17,7 @@ _LAZY_NAMES = ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS")
 def __getattr__(name: str) -> Any:
     if name not in _LAZY_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _stand_in_for_dotted_name()
     try:
         from . import nodes
     except Exception as cause:
@@ -24,3 +25,11 @@ def __getattr__(name: str) -> Any:
     for lazy_name in _LAZY_NAMES:
         globals()[lazy_name] = getattr(nodes, lazy_name)
     return globals()[name]
+
+
+def _stand_in_for_dotted_name() -> None:
+    # A folder called My-Lora.Pack may be loaded under that very name. Python then takes what stands before the dot
+    # for a package and asks for it when a room is imported; today's ComfyUI replaces the dots, other loaders do not.
+    import sys
+
+    sys.modules.setdefault(__name__.partition(".")[0], sys.modules[__name__])

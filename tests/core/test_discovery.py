@@ -2,6 +2,7 @@ import logging
 import sys
 
 import pytest
+
 from lora_atelier.core.discovery import discover, discover_tolerant, module_names
 from lora_atelier.core.errors import AtelierError
 

@@ -1,4 +1,5 @@
 import pytest
+
 from lora_atelier.core.errors import AtelierError, InputError, UnknownNameError, missing_library, unknown_name
 
 

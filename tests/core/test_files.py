@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+
 from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from lora_atelier.core import files
 from lora_atelier.core.errors import FormatError, StorageError

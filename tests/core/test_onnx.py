@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from lora_atelier.core.errors import FormatError, MissingLibraryError, StorageError
 from lora_atelier.core.onnx import open_session
 

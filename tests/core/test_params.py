@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from lora_atelier.core.errors import AtelierError, InputError, UnknownNameError
 from lora_atelier.core.params import Choice, Params, choice_from_json, param
 

@@ -1,4 +1,5 @@
 import pytest
+
 from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from lora_atelier.core.progress import Cancelled, Progress, SilentProgress
 

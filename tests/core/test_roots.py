@@ -1,6 +1,7 @@
 import os
 
 import pytest
+
 from lora_atelier.core.errors import AtelierError, InputError, StorageError
 from lora_atelier.core.files import Roots
 

@@ -1,6 +1,7 @@
 import itertools
 
 import torch
+
 from lora_atelier.core.seeds import derive, generator
 
 

@@ -2,6 +2,7 @@ import os
 import time
 
 import pytest
+
 from atelier_tests.helpers.child import start_child
 from atelier_tests.helpers.progress import CancelAfter
 from lora_atelier.core.errors import InputError, StorageError

@@ -7,6 +7,7 @@ import threading
 import pytest
 import safetensors.torch
 import torch
+
 from lora_atelier.core.errors import AtelierError, FormatError, StorageError
 from lora_atelier.core.tensors import (
     TensorFile,
