@@ -92,8 +92,7 @@ def lora_deltas(
     Raises:
         FormatError: the file does not hold the module, or its network is not known.
     """
-    prefix = f"{stem}."
-    modules = split_file({key: value for key, value in lora_tensors.items() if key.startswith(prefix)})
+    modules = split_file({key: value for key, value in lora_tensors.items() if key.startswith(stem)})
     if stem not in modules:
         raise FormatError(f"the LoRA file holds no module '{stem}'")
     return lora_delta(modules[stem], stem=stem, weight_shape=weight_shape)
