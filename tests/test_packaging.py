@@ -9,7 +9,7 @@ from atelier_tests.helpers.sources import ROOMS, ROOT
 
 tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
 
-NOT_PACKAGES = {"tests", "bench", "build", "docs", "web", "locales", "workflows", "__pycache__"}
+NOT_PACKAGES = {"api_workflows", "tests", "bench", "build", "docs", "web", "locales", "workflows", "__pycache__"}
 COMES_WITH_COMFYUI = {"torch", "torchvision", "numpy", "pillow", "safetensors", "transformers", "tokenizers", "scipy"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MIRROR = ROOT / "build" / "types" / "lora_atelier"
-LEFT_OUT = {"tests", "bench", "build", "web", "docs"}
+LEFT_OUT = {"api_workflows", "tests", "bench", "build", "web", "docs"}
 
 
 def sources() -> dict[Path, bytes]:
