@@ -14,7 +14,7 @@ from .runner import load_graph, local_specs, output_files, run_local
 from .specs import NodeSpec
 from .terminal import TerminalHost
 
-WORKFLOW = Path(__file__).resolve().parent.parent / "workflows" / "api" / "quickstart.json"
+WORKFLOW = Path(__file__).resolve().parent.parent / "api_workflows" / "quickstart.json"
 _TRAIN, _GRID, _SCORE = "AtelierTrainLora", "AtelierXYGrid", "AtelierScoreGrid"
 _MAX_NODE_SEED = 2**31 - 1
 
@@ -62,8 +62,10 @@ def prepare(graph: Graph, specs: Mapping[str, NodeSpec], *, concept: str, seed: 
 
 
 def figures(graph: Graph, outcome: Outcome, host: TerminalHost) -> dict[str, Any]:
-    """The quickstart's figures from what its nodes returned."""
-    train, grid, score = (_only(graph, class_type) for class_type in (_TRAIN, _GRID, _SCORE))
+    """The quickstart's figures from what its nodes returned; the sheet is that of the grid which is not scored."""
+    train, score = _only(graph, _TRAIN), _only(graph, _SCORE)
+    probe = str(graph.nodes[score].inputs["grid"][0])
+    grid = next((node.id for node in graph.nodes.values() if node.class_type == _GRID and node.id != probe), probe)
     columns = json.loads(outcome.results[score][0][0])["columns"]
     base, trained = columns[0], columns[-1]
     run, lora = outcome.results[train][0][0], outcome.results[train][1][0]
