@@ -173,6 +173,7 @@ def run_grid(
     model_name: str = "",
     model_hash: str = "",
     title: str = "",
+    check_cell: Callable[[Cell], None] | None = None,
 ) -> GridRef:
     """Draw a grid, or what is missing of it.
 
@@ -192,6 +193,8 @@ def run_grid(
         model_name: Base model's name for the parameters text.
         model_hash: Base model's SHA-256 for the parameters text.
         title: Line above the sheet.
+        check_cell: Called for every different cell before the first is drawn; raises for inputs that cannot be drawn,
+            such as block weights that do not fit a file.
 
     Raises:
         InputError: The axes make no grid (see `plan_grid`).
@@ -203,6 +206,9 @@ def run_grid(
     if grid is not None:
         progress.update(len(plan.cells), len(plan.cells), "The grid was drawn before.")
         return GridRef(folder=target, key=plan.key)
+    if check_cell is not None:
+        for cell in dict(zip(plan.keys, plan.cells, strict=True)).values():
+            check_cell(cell)
     paths = [target / "cells" / name for name in _cell_names(plan)]
     done = _existing_cells(folder)
     drawn: dict[str, Path] = {}
@@ -329,7 +335,7 @@ def _is_picture(path: Path) -> bool:
         return False
     try:
         with Image.open(path) as picture:
-            picture.load()
+            picture.verify()
     except (OSError, SyntaxError, ValueError):
         return False
     return True

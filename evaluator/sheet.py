@@ -101,17 +101,30 @@ def _cut(piece: str, font: Font, width_px: int) -> list[str]:
 def fit_label(text: str, *, width_px: int, height_px: int, font_px: int) -> Label:
     """Wrap a label into a box; the font shrinks to 9 px, then what is left over is cut with an ellipsis."""
     text = text if len(text) <= MAX_LABEL_CHARS else text[: MAX_LABEL_CHARS - 1] + "…"
-    for size_px in range(font_px, MIN_FONT_PX - 1, -1):
-        font = font_for(text, size_px)
-        line_px = math.ceil(size_px * 1.25)
-        lines = wrap(text, font, width_px)
-        if line_px * len(lines) <= height_px:
-            return Label(lines=tuple(lines), font=font, line_px=line_px)
-    kept = lines[: max(1, height_px // line_px)]
-    last = kept[-1]
-    while last and font.getlength(last + "…") > width_px:
-        last = last[:-1]
-    return Label(lines=(*kept[:-1], last + "…"), font=font, line_px=line_px)
+    label = _wrapped(text, width_px, font_px)
+    if label.height_px <= height_px:
+        return label
+    label, smallest = _wrapped(text, width_px, MIN_FONT_PX), MIN_FONT_PX
+    if label.height_px > height_px:
+        kept = label.lines[: max(1, height_px // label.line_px)]
+        last = kept[-1]
+        while last and label.font.getlength(last + "…") > width_px:
+            last = last[:-1]
+        return Label(lines=(*kept[:-1], last + "…"), font=label.font, line_px=label.line_px)
+    too_large = font_px
+    while too_large - smallest > 1:
+        size_px = (too_large + smallest) // 2
+        trial = _wrapped(text, width_px, size_px)
+        if trial.height_px <= height_px:
+            label, smallest = trial, size_px
+        else:
+            too_large = size_px
+    return label
+
+
+def _wrapped(text: str, width_px: int, font_px: int) -> Label:
+    font = font_for(text, font_px)
+    return Label(lines=tuple(wrap(text, font, width_px)), font=font, line_px=math.ceil(font_px * 1.25))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,10 @@
 """Columns of different block weights of a LoRA."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...core.errors import unknown_name
 from ...core.params import Params, param
 from ..cells import ADD_LORAS, LORA_BLOCK_WEIGHTS
 from ..values import split_lines, split_list
@@ -19,6 +22,13 @@ class BlocksAxisParams(Params):
     )
 
 
+_ASSIGNMENT = re.compile(r"\w+\s*=\s*[^\s,]+")
+
+
+def _folded(names: Sequence[str]) -> set[str]:
+    return {name.casefold() for name in names}
+
+
 def _is_number(text: str) -> bool:
     return text.lstrip("+-").replace(".", "", 1).isdigit()
 
@@ -29,7 +39,11 @@ def _values(params: BlocksAxisParams, context: AxisContext) -> list[AxisValue]:
     if len(texts) == 1 and not any(_is_number(item) for item in split_list(texts[0], what="block weights")):
         texts = split_list(texts[0], what="block weights")
     values = []
+    allowed = context.preset_names()
     for text in texts:
+        name = _ASSIGNMENT.sub("", text).strip()
+        if allowed and not _is_number(text.split(",")[0].split()[0]) and name.casefold() not in _folded(allowed):
+            raise unknown_name("block weight preset", name, allowed)
         changes = {LORA_BLOCK_WEIGHTS: text} if lora is None else {LORA_BLOCK_WEIGHTS: text, ADD_LORAS: (lora,)}
         values.append(AxisValue(label=text, changes=changes))
     return values

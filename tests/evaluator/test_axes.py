@@ -138,6 +138,15 @@ def test_block_rows_and_names():
     assert build("blocks", {"presets": f"NIN\n{row}"}, lora=stub_lora("a")).labels == ("NIN", row)
 
 
+def test_block_names_are_checked_where_the_presets_are_known():
+    axis = AXES["blocks"]
+    known = AxisContext(inputs={"lora": stub_lora("a")}, preset_names=lambda: ("ALL", "NIN", "AOUT"))
+    for text in ("ALL, nin", "AOUT A=0.5", ",".join("1" * 17), "0.5 " * 17):
+        assert axis.build(axis.params(presets=text), known).values
+    with pytest.raises(UnknownNameError, match="NIN"):
+        axis.build(axis.params(presets="ALL\nNINN"), known)
+
+
 def test_search_and_replace():
     built = build("prompt_replace", {"words": "red, blue"})
     cells = [changed(BASE, value.changes) for value in built.values]

@@ -242,6 +242,13 @@ def test_everything_is_checked_before_the_first_cell(tmp_path):
     bad = axis("Prompt S/R", ("x", {"prompt_replace": (("absent", "y"),)}))
     with pytest.raises(InputError, match="absent"):
         draw(tmp_path, painter, y=bad)
+
+    def refuse(cell):
+        if cell.loras and cell.loras[0].name.startswith("b"):
+            raise InputError("b does not fit")
+
+    with pytest.raises(InputError, match="b does not fit"):
+        draw(tmp_path, painter, check_cell=refuse)
     many = AxisValues(name="Seed", values=tuple(AxisValue(label=str(n), changes={"seed": n}) for n in range(200)))
     steps = AxisValues(name="Steps", values=tuple(AxisValue(label=str(n), changes={"steps": n}) for n in range(1, 200)))
     with pytest.raises(InputError, match="at most 10000"):
