@@ -9,6 +9,7 @@ from PIL import Image
 from ..core.tensors import read_tensors
 from ..evaluator.cells import Cell
 from ..merger.lora.handle import Lora, stem_strengths
+from ..merger.lora.presets import load_presets
 from ._images import first_frame
 from .host import get_host
 
@@ -25,6 +26,7 @@ class CellDrawer:
 
     def __init__(self, model: Any, clip: Any, vae: Any) -> None:
         self._host = get_host()
+        self._presets = load_presets(self._host.user_dir())
         self._plain = (model, clip)
         self._vae = vae
         self._loras: tuple[Lora, ...] | None = None
@@ -50,11 +52,20 @@ class CellDrawer:
         )
         return first_frame(self._host.decode(self._vae, latent))
 
+    def check(self, cell: Cell) -> None:
+        """Refuse block weights that do not fit a LoRA's file, before the first cell is drawn."""
+        for lora in cell.loras:
+            stem_strengths(lora, presets=self._presets)
+
+    def identity(self) -> str:
+        """What a cell depends on that is neither in the cell nor in the model: the owner's block presets."""
+        return "" if self._presets == load_presets() else repr(self._presets)
+
     def _with_loras(self, loras: tuple[Lora, ...]) -> tuple[Any, Any]:
         if loras != self._loras:
             model, clip = self._plain
             for lora in loras:
-                strengths, _ = stem_strengths(lora)
+                strengths, _ = stem_strengths(lora, presets=self._presets)
                 model, clip = self._host.apply_lora(
                     model,
                     clip,

@@ -133,7 +133,7 @@ def axis_context(inputs: dict[str, Any]) -> Any:
         run_checkpoints=_run_checkpoints,
         sampler_names=host.samplers(),
         scheduler_names=host.schedulers(),
-        preset_names=lambda: list(load_presets()),
+        preset_names=lambda: list(load_presets(host.user_dir())),
     )
 
 

@@ -106,16 +106,23 @@ class XYGrid:
             height_px=height_px,
             loras=() if lora is None else (lora,),
         )
+        drawer = CellDrawer(model, clip, vae)
         ref = run_grid(
             cell,
             x,
             y,
             folder=host.output_dir() / "atelier" / "grids",
-            generate=CellDrawer(model, clip, vae),
+            generate=drawer,
+            check_cell=drawer.check,
             cell_metadata=lambda _: texts,
             progress=host.progress(),
             identity=" ".join(
-                [host.name, host.fingerprint(model, clip, vae), upstream_hash(known, node_id or "", MODEL_INPUTS)]
+                [
+                    host.name,
+                    host.fingerprint(model, clip, vae),
+                    upstream_hash(known, node_id or "", MODEL_INPUTS),
+                    drawer.identity(),
+                ]
             ),
             model_name=model_name(known, node_id or ""),
             title=title,

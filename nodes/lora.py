@@ -8,8 +8,8 @@ from typing import Any
 
 from ..core.tensors import read_tensors
 from ..merger.lora.handle import Lora, open_lora, stem_strengths
-from ..merger.lora.presets import load_presets
-from ._changes import named_file_state
+from ..merger.lora.presets import USER_PRESETS_NAME, Presets, load_presets
+from ._changes import file_state, named_file_state
 from .host import get_host
 from .widgets import ROOT_CATEGORY, combo, number, socket, text
 
@@ -17,6 +17,16 @@ BLOCKS_TOOLTIP = (
     "How strong each block of the model is: a preset name such as {names} ..., or 17 or 26 numbers separated by "
     "commas. Empty or ALL is the same as an ordinary LoRA loader."
 )
+
+
+def presets() -> Presets:
+    """The shipped presets and those of the owner's ``block_presets.txt``."""
+    return load_presets(get_host().user_dir())
+
+
+def presets_state() -> str:
+    """Changes when the owner's presets do."""
+    return file_state(get_host().user_dir() / USER_PRESETS_NAME)
 
 
 def block_weights_field() -> tuple[str, dict[str, Any]]:
@@ -56,8 +66,8 @@ class OpenLora:
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str | None = None, **_: Any) -> str:
-        """A file written anew is seen."""
-        return named_file_state(get_host().lora_path, lora_name)
+        """A file written anew is seen, and so are the owner's presets."""
+        return f"{named_file_state(get_host().lora_path, lora_name)} {presets_state()}"
 
     def open(self, lora_name: str, strength_model: float, strength_clip: float, block_weights: str) -> tuple[Lora]:
         """Make the handle."""
@@ -68,7 +78,7 @@ class OpenLora:
             strength_clip=strength_clip,
             block_weights=block_weights,
         )
-        stem_strengths(lora)  # refuses block weights that do not fit the file here, before anything is loaded
+        stem_strengths(lora, presets=presets())  # refuses block weights that do not fit the file here, before anything is loaded
         return (lora,)
 
 
@@ -76,7 +86,7 @@ def apply_loras(model: Any, clip: Any, loras: Sequence[Lora]) -> tuple[Any, Any]
     """Patched copies of model and clip, the LoRAs put on in order."""
     host = get_host()
     for lora in loras:
-        strengths, _ = stem_strengths(lora)
+        strengths, _ = stem_strengths(lora, presets=presets())
         model, clip = host.apply_lora(
             model,
             clip,
@@ -135,6 +145,11 @@ class ApplyLora:
                 "lora_stack": socket("LORA_STACK", "LoRAs of another pack's stack, applied first."),
             },
         }
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> str:
+        """The owner's presets are seen when they change."""
+        return presets_state()
 
     def apply(
         self,

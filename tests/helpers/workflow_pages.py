@@ -1,0 +1,372 @@
+"""Writes shipped workflows in both forms from one description, so that page and API form cannot differ.
+
+python tests/helpers/workflow_pages.py
+"""
+
+import json
+import runpy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+if "atelier_tests" not in sys.modules:
+    runpy.run_path(str(ROOT / "tests" / "conftest.py"))
+
+CORE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "CLIPTextEncode": ({"text": "STRING", "clip": "CLIP"}, ("CONDITIONING",)),
+    "EmptyLatentImage": ({"width": "INT", "height": "INT", "batch_size": "INT"}, ("LATENT",)),
+    "KSampler": (
+        {
+            "model": "MODEL",
+            "seed": "INT",
+            "steps": "INT",
+            "cfg": "FLOAT",
+            "sampler_name": "COMBO",
+            "scheduler": "COMBO",
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "latent_image": "LATENT",
+            "denoise": "FLOAT",
+        },
+        ("LATENT",),
+    ),
+    "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ("IMAGE",)),
+    "PreviewImage": ({"images": "IMAGE"}, ()),
+}
+"""Inputs in order and outputs of the core nodes that shipped workflows use."""
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+CORE_SEEDS = {("KSampler", "seed")}
+"""Inputs after which the page keeps a hidden "control after generate" value."""
+
+
+@dataclass
+class Page:
+    """Nodes, groups and notes of one workflow."""
+
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    api: dict[str, dict[str, Any]] = field(default_factory=dict)
+    links: list[list[Any]] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self,
+        class_type: str,
+        place: tuple[int, int],
+        size: tuple[int, int],
+        *,
+        title: str = "",
+        widgets: dict[str, Any] | None = None,
+        **inputs: Any,
+    ) -> "Placed":
+        """Add a node; inputs are values or `Placed.out(n)`; what is left out takes its default."""
+        inputs |= widgets or {}
+        number = len(self.nodes) + 1
+        kinds, outputs, defaults, widget_names, shown = interface(class_type)
+        unknown = set(inputs) - set(kinds)
+        assert not unknown, f"{class_type} has no input {unknown}"
+        entry: dict[str, Any] = {
+            "id": number,
+            "type": class_type,
+            "pos": list(place),
+            "size": list(size),
+            "flags": {},
+            "order": number - 1,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [{"name": name, "type": kind, "links": []} for name, kind in outputs],
+            "properties": {"Node name for S&R": class_type},
+            "widgets_values": [],
+        }
+        if title:
+            entry["title"] = title
+        values: dict[str, Any] = {}
+        for name, kind in kinds.items():
+            given = inputs.get(name, defaults.get(name))
+            is_wire = isinstance(given, Wire)
+            if name in widget_names:
+                entry["widgets_values"].append(defaults.get(name, "") if is_wire else given)
+                if (class_type, name) in CORE_SEEDS:
+                    entry["widgets_values"].append("fixed")
+            if is_wire:
+                values[name] = [str(given.node), given.output]
+                self._wire(given, number, len(entry["inputs"]), kind)
+            elif name in widget_names:
+                values[name] = given
+            if is_wire or name not in widget_names:
+                socket: dict[str, Any] = {"name": name, "type": kind, "link": self.links[-1][0] if is_wire else None}
+                if name in widget_names:
+                    socket["widget"] = {"name": name}
+                entry["inputs"].append(socket)
+        self.nodes.append(entry)
+        self.api[str(number)] = {"class_type": class_type, "inputs": values, "_meta": {"title": title or shown}}
+        return Placed(number)
+
+    def _wire(self, wire: "Wire", target: int, slot: int, kind: str) -> None:
+        number = len(self.links) + 1
+        source = self.nodes[wire.node - 1]["outputs"][wire.output]
+        source["links"].append(number)
+        self.links.append([number, wire.node, wire.output, target, slot, source["type"]])
+
+    def note(self, text: str, place: tuple[int, int], size: tuple[int, int]) -> None:
+        """Add a note; it is no part of the API form."""
+        self.nodes.append(
+            {
+                "id": len(self.nodes) + 1,
+                "type": "MarkdownNote",
+                "pos": list(place),
+                "size": list(size),
+                "flags": {},
+                "order": len(self.nodes),
+                "mode": 0,
+                "inputs": [],
+                "outputs": [],
+                "properties": {},
+                "widgets_values": [text],
+                "color": "#432",
+                "bgcolor": "#653",
+            }
+        )
+
+    def group(self, title: str, box: tuple[int, int, int, int], color: str) -> None:
+        """Add a frame around (x, y, width, height)."""
+        number = len(self.groups) + 1
+        self.groups.append(
+            {"id": number, "title": title, "bounding": list(box), "color": color, "font_size": 24, "flags": {}}
+        )
+
+    def write(self, name: str) -> None:
+        """Write ``workflows/<name>.json`` and ``api_workflows/<name>.json``."""
+        page = {
+            "last_node_id": len(self.nodes),
+            "last_link_id": len(self.links),
+            "nodes": self.nodes,
+            "links": self.links,
+            "groups": self.groups,
+            "config": {},
+            "extra": {"ds": {"scale": 0.6, "offset": [60, 120]}},
+            "version": 0.4,
+        }
+        for folder, value in (("workflows", page), ("api_workflows", self.api)):
+            target = ROOT / folder / f"{name}.json"
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8", newline="\n")
+
+
+@dataclass(frozen=True)
+class Wire:
+    """An output of a node."""
+
+    node: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A node on the page."""
+
+    number: int
+
+    def out(self, output: int = 0) -> Wire:
+        """One of its outputs."""
+        return Wire(self.number, output)
+
+
+def interface(
+    class_type: str,
+) -> tuple[dict[str, str], list[tuple[str, str]], dict[str, Any], set[str], str]:
+    """Input kinds, (name, kind) of outputs, defaults, names of the widgets, and title of a node class."""
+    if class_type in CORE:
+        kinds, outputs = CORE[class_type]
+        widgets = {name for name, kind in kinds.items() if kind in WIDGETS}
+        return kinds, [(kind, kind) for kind in outputs], {"denoise": 1.0, "batch_size": 1}, widgets, class_type
+    from lora_atelier import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+    node: Any = NODE_CLASS_MAPPINGS[class_type]
+    declared = node.INPUT_TYPES()
+    entries = {**declared.get("required", {}), **declared.get("optional", {})}
+    kinds = {name: "COMBO" if isinstance(entry[0], list) else entry[0] for name, entry in entries.items()}
+    widgets = {name for name, kind in kinds.items() if kind in WIDGETS and not entries[name][1].get("forceInput")}
+    defaults = {
+        name: entry[1].get("default", entry[0][0] if isinstance(entry[0], list) else "")
+        for name, entry in entries.items()
+        if name in widgets
+    }
+    outputs = list(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True))
+    return kinds, outputs, defaults, widgets, NODE_DISPLAY_NAME_MAPPINGS[class_type]
+
+
+PICO = "pico (built in)"
+SAMPLING = {"steps": 16, "cfg": 6.0}
+NOTE = """## Quickstart
+A LoRA is trained from drawings, put on, compared and scored. Everything is built in: press **Run** and wait about three
+minutes on a laptop's processor.
+
+1. **Draw Pico Data Set** draws 28 pictures of a character the model has never seen, and 64 without it.
+2. **Train LoRA** learns it. Press Run again: the finished run comes back at once. Cancel keeps what was learned.
+3. **Apply LoRA** puts it on a model, like any LoRA loader.
+4. **XY Grid** compares the model without it, an early checkpoint and the last one.
+5. **Score Grid** counts on 96 more prompts how often the trigger works, and whether everything else still does.
+
+Then put your own folder into **Open Data Set** (below ComfyUI's `input` folder) and your own model into **Open Base
+Model**, with 512 px, more steps and the bucket sizes of your model."""
+
+
+def quickstart() -> Page:
+    """Everything from drawings to a scorecard, on the built-in model."""
+    page = Page()
+    base = page.add("AtelierOpenBase", (40, 60), (330, 90), base_name=PICO, dtype="fp32")
+    model = page.add("AtelierBaseToModel", (40, 210), (330, 90), base=base.out())
+    drawn = page.add(
+        "AtelierPicoDataset", (40, 360), (330, 160), concept="kest", num_images=28, num_reg_images=64, seed=0
+    )
+    data = page.add(
+        "AtelierOpenDataset", (40, 580), (330, 330), folder=drawn.out(0), reg_folder=drawn.out(1), keep_tokens=1
+    )
+
+    network = page.add("AtelierNetworkLora", (430, 60), (330, 110), rank=8, alpha=8.0)
+    optimizer = page.add(
+        "AtelierOptimizerAdamw",
+        (430, 230),
+        (330, 200),
+        lr_unet=1e-3,
+        lr_text_encoder=5e-4,
+        schedule="cosine",
+        warmup_steps=20,
+        weight_decay=0.01,
+    )
+    train = page.add(
+        "AtelierTrainLora",
+        (430, 490),
+        (330, 420),
+        base=base.out(),
+        dataset=data.out(),
+        network=network.out(),
+        optimizer=optimizer.out(),
+        steps=400,
+        batch_size=4,
+        resolution_px=96,
+        seed=0,
+        save_every_steps=100,
+        bucket_step_px=8,
+        bucket_min_px=32,
+        bucket_max_px=128,
+    )
+    page.add("AtelierPlotLoss", (430, 1010), (330, 330), run=train.out(0))
+
+    words = page.add(
+        "AtelierPicoPrompts",
+        (820, 60),
+        (330, 150),
+        title="Trigger prompts",
+        concept="kest",
+        kind="trigger",
+        num_prompts=4,
+        seed=0,
+    )
+    apply = page.add(
+        "AtelierApplyLora", (820, 270), (330, 190), model=model.out(0), clip=model.out(1), lora=train.out(1)
+    )
+    positive = page.add(
+        "CLIPTextEncode", (820, 520), (330, 120), text="lumo kest, blue, pink background", clip=apply.out(1)
+    )
+    negative = page.add("CLIPTextEncode", (820, 690), (330, 90), title="Negative", text="", clip=apply.out(1))
+    empty = page.add("EmptyLatentImage", (820, 830), (330, 110), width=96, height=96)
+    sampled = page.add(
+        "KSampler",
+        (820, 990),
+        (330, 270),
+        model=apply.out(0),
+        positive=positive.out(),
+        negative=negative.out(),
+        latent_image=empty.out(),
+        seed=1,
+        sampler_name="euler",
+        scheduler="normal",
+        **SAMPLING,
+    )
+    decoded = page.add("VAEDecode", (820, 1310), (150, 50), samples=sampled.out(), vae=model.out(2))
+    page.add("PreviewImage", (990, 1310), (160, 160), images=decoded.out())
+
+    columns = page.add(
+        "AtelierAxisRunCheckpoints",
+        (1210, 60),
+        (330, 140),
+        title="Columns: base, early, final",
+        steps="first, last",
+        run=train.out(0),
+    )
+    rows = page.add("AtelierAxisPrompt", (1210, 260), (330, 90), title="Rows: trigger prompts", prompts=words.out(0))
+    wires = {"model": model.out(0), "clip": model.out(1), "vae": model.out(2)}
+    drawing = {"sampler": "euler", "scheduler": "normal", "width_px": 96, "height_px": 96, "seed": 1, **SAMPLING}
+    page.add(
+        "AtelierXYGrid",
+        (1210, 410),
+        (330, 800),
+        title="Compare (Atelier)",
+        **wires,
+        **drawing,
+        x=columns.out(),
+        y=rows.out(),
+        widgets={"title": "without the LoRA, early, final"},
+    )
+
+    probe_words = page.add(
+        "AtelierPicoPrompts",
+        (1600, 60),
+        (330, 150),
+        title="Probe prompts",
+        concept="kest",
+        kind="mixed",
+        num_prompts=96,
+        seed=1,
+    )
+    probe_columns = page.add(
+        "AtelierAxisRunCheckpoints",
+        (1600, 270),
+        (330, 140),
+        title="Columns: base, final",
+        steps="last",
+        run=train.out(0),
+    )
+    probe_rows = page.add(
+        "AtelierAxisPrompt", (1600, 470), (330, 90), title="Rows: probe prompts", prompts=probe_words.out(0)
+    )
+    probe = page.add(
+        "AtelierXYGrid",
+        (1600, 620),
+        (330, 640),
+        title="Probe (Atelier)",
+        **wires,
+        **drawing,
+        x=probe_columns.out(),
+        y=probe_rows.out(),
+    )
+    score = page.add(
+        "AtelierScoreGrid",
+        (1990, 60),
+        (420, 400),
+        grid=probe.out(1),
+        tagger_name=PICO,
+        trigger=probe_words.out(1),
+        concept_tag=probe_words.out(2),
+    )
+    page.add("AtelierRunReport", (1990, 520), (420, 420), run=train.out(0), score=score.out(0))
+
+    page.group("1 Model and data", (20, -10, 370, 940), "#3f789e")
+    page.group("2 Train", (410, -10, 370, 1370), "#a1309b")
+    page.group("3 Use it with core nodes", (800, -10, 370, 1500), "#3f789e")
+    page.group("4 Compare by eye", (1190, -10, 370, 1250), "#8A8")
+    page.group("5 Compare by numbers", (1580, -10, 850, 1290), "#b06634")
+    page.note(NOTE, (40, 960), (330, 480))
+    return page
+
+
+def main() -> None:
+    """Write every shipped workflow."""
+    quickstart().write("quickstart")
+
+
+if __name__ == "__main__":
+    main()
