@@ -1,6 +1,7 @@
 """What makes two data sets the same: a cheap fingerprint of a folder, and a hash of what a training run sees."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ..core.progress import Progress, SilentProgress
@@ -14,11 +15,15 @@ _VERSION = b"atelier-content-1"
 _UPDATE_EVERY = 16
 
 
-def fingerprint_folder(folder: Path | str) -> str:
+def fingerprint_folder(folder: Path | str, *, allowed: Callable[[Path], bool] | None = None) -> str:
     """Hash of names, sizes and times of all pictures and captions below a folder (32 hexadecimal digits).
 
     Nothing is opened, so it is cheap enough to be asked before every run; an edited, added, renamed or removed picture
     or caption changes it. A folder that is not there has the fingerprint ``"missing"``.
+
+    Args:
+        folder: The folder.
+        allowed: As for ``open_folder``: links are followed out of the folder only where it says so.
     """
     root = Path(os.path.abspath(folder))
     if not root.is_dir():
@@ -29,7 +34,7 @@ def fingerprint_folder(folder: Path | str) -> str:
         digest.update(f"{path}\0{reason}\0".encode("utf-8", "surrogatepass"))
 
     digest.update(root.name.encode("utf-8", "surrogatepass"))
-    for listing in walk_folder(root, guard=Guard(root), on_skip=note_refusal, recursive=True):
+    for listing in walk_folder(root, guard=Guard(root, allowed), on_skip=note_refusal, recursive=True):
         digest.update(f"\0{listing.relative}/\0".encode())
         for entry in listing.files:
             is_caption = os.path.splitext(entry.name)[1].lower() in CAPTION_EXTENSIONS

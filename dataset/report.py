@@ -7,6 +7,7 @@ import numpy as np
 
 from .batches import effective_repeats
 from .table import CAPTION_FILE, CAPTION_FOLDER, CAPTION_NONE
+from .words import counted
 
 if TYPE_CHECKING:
     from .table import Dataset
@@ -22,15 +23,17 @@ def summary(dataset: "Dataset") -> str:
         rows = dataset.subset_index == number
         kind = " for regularisation" if subset.is_reg else ""
         lines.append(
-            f"  {subset.folder.name}: {int(rows.sum())} pictures{kind}, {subset.repeats} repeats, "
-            f"{int(seen[rows].sum())} per epoch"
+            f"  {subset.folder.name}: {counted(int(rows.sum()), 'picture')}{kind}, "
+            f"{counted(subset.repeats, 'repeat')}, {int(seen[rows].sum())} per epoch"
         )
-    lines.append(f"{len(dataset)} pictures, {int(seen.sum())} per epoch after repeats.")
+    lines.append(f"{counted(len(dataset), 'picture')}, {int(seen.sum())} per epoch after repeats.")
     lines.append(_sizes_line(dataset))
     lines.append(_captions_line(dataset))
     unused = int(np.count_nonzero(seen == 0))
     if unused:
-        lines.append(f"{unused} regularisation pictures are never used: there are more than training pictures.")
+        lines.append(
+            f"Never used: {counted(unused, 'regularisation picture')}, because there are more than training pictures."
+        )
     lines.extend(dataset.notes)
     lines.extend(_skipped_lines(dataset))
     return "\n".join(lines)
@@ -47,13 +50,13 @@ def _sizes_line(dataset: "Dataset") -> str:
 
 def _captions_line(dataset: "Dataset") -> str:
     counts = np.bincount(dataset.caption_source, minlength=3)
-    parts = [f"{counts[CAPTION_FILE]} captions from their own file"]
+    parts = [f"{counts[CAPTION_FILE]} from their own file"]
     if counts[CAPTION_FOLDER]:
         parts.append(f"{counts[CAPTION_FOLDER]} from their folder's text (no caption file)")
     if counts[CAPTION_NONE]:
         parts.append(f"{counts[CAPTION_NONE]} without any (no caption file, no folder text)")
     tags = len(dataset.tag_counts())
-    return f"Captions: {', '.join(parts)}; {tags} different tags."
+    return f"Captions: {', '.join(parts)}; {counted(tags, 'different tag')}."
 
 
 def _skipped_lines(dataset: "Dataset") -> list[str]:

@@ -20,6 +20,7 @@ from .layout import LAYOUTS, MAX_REPEATS, Layout, PlannedFolder, read_layout
 from .sidecars import CAPTION_EXTENSIONS, BadCaption, CaptionIndex, read_caption
 from .table import CAPTION_FILE, CAPTION_FOLDER, CAPTION_NONE, Dataset, Skipped, Subset, nothing_left
 from .walk import Guard, is_within, walk_folder
+from .words import counted
 
 __all__ = ["DatasetParams", "fingerprint_folder", "open_folder", "with_regularisation"]
 
@@ -147,7 +148,9 @@ def with_regularisation(dataset: Dataset, reg_dataset: Dataset) -> Dataset:
     marked = replace(reg_dataset, subsets=tuple(replace(subset, is_reg=True) for subset in reg_dataset.subsets))
     notes = tuple(f"Regularisation: {note}" for note in (marked.layout, *marked.notes))
     marked = replace(marked, notes=notes)
-    return dataset.joined(marked, note=f"added {len(marked)} regularisation pictures from {marked.root.name!r}")
+    return dataset.joined(
+        marked, note=f"added {counted(len(marked), 'regularisation picture')} from {marked.root.name!r}"
+    )
 
 
 @dataclass
@@ -310,15 +313,16 @@ def _notes(subsets: tuple[Subset, ...], layout: Layout, scan: _Scan) -> Iterator
                     "number of its own, choose the layout plain."
                 )
         if counts["nested"]:
-            yield f"{counts['nested']} pictures lie in sub-folders of N_name folders and are taken with them."
+            yield f"In sub-folders of N_name folders, and taken with them: {counted(counts['nested'], 'picture')}."
     if counts["empty captions"]:
-        yield f"{counts['empty captions']} caption files are empty; those pictures are trained without a caption."
+        yield f"Empty: {counted(counts['empty captions'], 'caption file')}; trained without a caption."
     if counts["captions of several lines"]:
-        yield f"{counts['captions of several lines']} captions have several lines; the first one counts, as in kohya's."
+        yield f"Of several lines, of which the first counts: {counted(counts['captions of several lines'], 'caption')}."
     if counts["shared captions"]:
-        yield f"{counts['shared captions']} pictures share a caption file with another of the same name (1.png, 1.jpg)."
+        shared = counted(counts["shared captions"], "picture")
+        yield f"Sharing a caption file with another of the same name (1.png, 1.jpg): {shared}."
     if counts["transparent"]:
-        yield f"{counts['transparent']} pictures can be transparent; white lies under them."
+        yield f"With transparency, under which white is laid: {counted(counts['transparent'], 'picture')}."
     if scan.other_endings:
         endings = ", ".join(f"{count} {ending}" for ending, count in scan.other_endings.most_common(8))
         yield f"Files of other kinds are not read: {endings}."

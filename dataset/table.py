@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import InputError
 from .columns import TagColumn, TextColumn, frozen, new_digest
-from .walk import printable
+from .words import counted, printable
 
 CAPTION_NONE = 0
 CAPTION_FILE = 1
@@ -221,7 +221,7 @@ class Dataset:
         self._check_rows(reasons)
         dropped = tuple(Skipped(path=self._shown(row), reason=reasons[row]) for row in sorted(reasons))
         kept = [row for row in range(len(self)) if row not in reasons]
-        result = self.take(kept, note=f"left out {len(dropped)} of {len(self)} pictures")
+        result = self.take(kept, note=f"left out {len(dropped)} of {counted(len(self), 'picture')}")
         result = replace(result, skipped=(*self.skipped, *dropped))
         if not np.any(~result.is_reg):
             raise nothing_left(self.root, result.skipped)

@@ -76,11 +76,6 @@ def natural_key(name: str) -> tuple[object, ...]:
     return (numbered, name)
 
 
-def printable(text: str) -> str:
-    """A name as it can be shown in one line: control and broken characters become escapes."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
 def list_folder(path: Path, relative: str, guard: Guard, on_skip: OnSkip) -> Listing:
     """Lists one folder. Links out of the data set, hidden things and special files are refused with a reason."""
     files: list[FileEntry] = []

@@ -7,7 +7,7 @@ import pytest
 
 from atelier_tests.helpers.pictures import make_folder, png_header_only, save_picture
 from lora_atelier.core.errors import InputError
-from lora_atelier.dataset.scan import DatasetParams, open_folder
+from lora_atelier.dataset.scan import DatasetParams, fingerprint_folder, open_folder
 
 LINKS = hasattr(os, "symlink") and os.name != "nt"
 BROKEN_PICTURES = {
@@ -81,6 +81,10 @@ def test_links_out_of_the_folder_are_refused_unless_allowed(tmp_path):
     assert found["nowhere.png"] == "it is a link that leads nowhere"
     allowed = opened(root, allowed=lambda path: path.is_relative_to(outside.resolve()))
     assert list(allowed.names) == ["good.png", "link.png", "linked/secret.png"]
+    before = fingerprint_folder(root), fingerprint_folder(root, allowed=lambda path: True)
+    os.utime(outside / "secret.png", ns=(10**18, 10**18))
+    assert fingerprint_folder(root) == before[0]
+    assert fingerprint_folder(root, allowed=lambda path: True) != before[1]
 
 
 @pytest.mark.skipif(not LINKS, reason="needs symbolic links")

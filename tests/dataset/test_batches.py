@@ -153,7 +153,7 @@ def test_regularisation_pictures_are_as_many_as_training_pictures_after_repeats(
     assert counts[3:].tolist() == [8, 8, 7, 7]
     more = table((2, [SQUARE], {}), (1, [SQUARE] * 5, {"is_reg": True}))
     assert effective_repeats(more).tolist() == [2, 1, 1, 0, 0, 0]
-    assert "3 regularisation pictures are never used" in more.summary()
+    assert "Never used: 3 regularisation pictures" in more.summary()
 
 
 def test_wrong_input_is_refused():

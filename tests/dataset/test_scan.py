@@ -107,7 +107,7 @@ def test_sub_folders_of_a_kohya_folder_are_taken_with_it(tmp_path):
     make_folder(tmp_path / "2_cat", {"2.png": "cat"})
     dataset = opened(tmp_path)
     assert names(dataset) == ["2.png", "inner/1.png"]
-    assert any("lie in sub-folders of N_name folders" in note for note in dataset.notes)
+    assert "In sub-folders of N_name folders, and taken with them: 1 picture." in dataset.notes
     assert names(opened(tmp_path, recursive=False)) == ["2.png"]
 
 
@@ -172,7 +172,7 @@ def test_captions_of_every_encoding_are_read(tmp_path):
     dataset = opened(tmp_path)
     assert {dataset.caption(row) for row in range(5)} == {text}
     assert dataset.tags.vocabulary == ("zwx", "caf\u00e9", "\u732b")
-    assert any("1 captions have several lines" in note for note in dataset.notes)
+    assert "Of several lines, of which the first counts: 1 caption." in dataset.notes
 
 
 def test_captions_may_end_in_caption_or_be_odd_in_case_or_form(tmp_path):
@@ -212,14 +212,14 @@ def test_empty_captions_stay_empty_and_are_told(tmp_path):
     make_folder(tmp_path / "2_cat", {"1.png": "", "2.png": " \n "})
     dataset = opened(tmp_path)
     assert dataset.caption(0) == dataset.caption(1) == ""
-    assert any("2 caption files are empty" in note for note in dataset.notes)
+    assert "Empty: 2 caption files; trained without a caption." in dataset.notes
 
 
 def test_pictures_that_share_a_caption_are_told(tmp_path):
     make_folder(tmp_path, {"1.png": "same", "1.jpg": None, "2.png": "own"})
     dataset = opened(tmp_path)
     assert dataset.caption(0) == dataset.caption(1) == "same"
-    assert any("2 pictures share a caption file" in note for note in dataset.notes)
+    assert "Sharing a caption file with another of the same name (1.png, 1.jpg): 2 pictures." in dataset.notes
 
 
 def test_sizes_are_upright_already_when_scanned(tmp_path):
