@@ -65,26 +65,23 @@ class PicoDataset:
         if concept is None or num_images is None or num_reg_images is None or seed is None:
             return "wired"
         folder = get_host().input_dir() / FOLDER / _name(concept, num_images, num_reg_images, seed)
-        return "as drawn" if not _is_drawn(folder) or _is_untouched(folder) else fingerprint_folder(folder)
+        return "as drawn" if not folder.exists() or _is_untouched(folder) else fingerprint_folder(folder)
 
     def draw(self, concept: str, num_images: int, num_reg_images: int, seed: int) -> tuple[str, str]:
         """Draw it, unless it lies there."""
         host = get_host()
         name = _name(concept, num_images, num_reg_images, seed)
         folder = host.input_dir() / FOLDER / name
-        if not _is_drawn(folder):
+        if not folder.exists():
             host.progress().status(f"Drawing {num_images} pictures of {concept}")
             write_concept_dataset(folder, concept, num_images=num_images, num_reg_images=num_reg_images, seed=seed)
             write_json(folder / MARK, {"fingerprint": fingerprint_folder(folder)})
         return f"{FOLDER}/{name}/img", f"{FOLDER}/{name}/reg" if num_reg_images else ""
 
 
-def _is_drawn(folder: Path) -> bool:
-    return (folder / MARK).is_file()
-
-
 def _is_untouched(folder: Path) -> bool:
-    return bool(read_json(folder / MARK).get("fingerprint") == fingerprint_folder(folder))
+    mark = folder / MARK
+    return mark.is_file() and read_json(mark).get("fingerprint") == fingerprint_folder(folder)
 
 
 class PicoPrompts:
