@@ -30,7 +30,7 @@ bench: $(VENV)/.test
 	for script in bench/[!_]*.py; do $(BIN)/python "$$script" $(ARGS) || exit 1; done
 
 pico: $(VENV)/.test
-	$(BIN)/python -m lora_atelier.pico $(ARGS)
+	$(BIN)/python -m lora_atelier.pico.make $(ARGS)
 
 nodes: $(VENV)/.test
 	$(BIN)/python tests/golden/update.py

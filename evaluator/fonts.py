@@ -24,7 +24,7 @@ SYSTEM_FONTS = (
     "malgun.ttf",
     "simhei.ttf",
     "simsun.ttc",
-    "ヒラギノ角ゴシック W3.ttc",
+    "\u30d2\u30e9\u30ae\u30ce\u89d2\u30b4\u30b7\u30c3\u30af W3.ttc",
     "Hiragino Sans GB.ttc",
     "PingFang.ttc",
     "AppleSDGothicNeo.ttc",

@@ -28,7 +28,7 @@ _INK = (17, 17, 17)
 _MISSING = (225, 225, 225)
 _WIDE = "\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _PIECE = re.compile(
-    rf"\s+|[{_WIDE}][、。，．！？：；）」』】〕〉》ー…々]*"
+    rf"\s+|[{_WIDE}][\u3001\u3002\uff0c\uff0e\uff01\uff1f\uff1a\uff1b\uff09\u300d\u300f\u3011\u3015\u3009\u300b\u30fc\u2026\u3005]*"
     rf"|[^\s{_WIDE}]+?(?:[-_/\\.,;:|]+|(?=[\s{_WIDE}])|$)"
 )
 """A stretch of text that is not broken: closing CJK punctuation stays with the character before it."""
