@@ -93,8 +93,7 @@ def page_of(node: dict[str, Any], notes: str) -> str:
     if flat_inputs(node):
         lines += ["## Inputs", "", "| input | type | default | what it does |", "|---|---|---|---|"]
         for key, kind, options in flat_inputs(node):
-            shown_kind = "choice" if is_combo(kind) else kind
-            cells = (f"`{key}`", shown_kind, _default_words(kind, options), options.get("tooltip", ""))
+            cells = (f"`{key}`", _kind_words(kind), _default_words(kind, options), options.get("tooltip", ""))
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
         lines.append("")
     if node["outputs"]:
@@ -103,6 +102,15 @@ def page_of(node: dict[str, Any], notes: str) -> str:
         lines += [f"| `{key}` | {kind} | {_cell(tooltip)} |" for key, kind, tooltip in rows]
         lines.append("")
     return "\n".join(lines) + (f"\n{NOTES}\n{notes}" if notes else "")
+
+
+def _kind_words(kind: Any) -> str:
+    if not is_combo(kind):
+        return str(kind)
+    # Lists of files differ from machine to machine; here they hold nothing but what is built in.
+    if len(kind) < 2 or any(str(choice).endswith("(built in)") for choice in kind):
+        return "choice"
+    return "one of " + ", ".join(str(choice) for choice in kind)
 
 
 def _default_words(kind: Any, options: dict[str, Any]) -> str:
@@ -120,9 +128,10 @@ def _cell(text: Any) -> str:
 
 def readme_table_of(nodes: dict[str, Any]) -> str:
     """Returns the table of nodes for README.md, by menu group."""
-    lines = ["| node | what it is for |", "|---|---|"]
+    lines = ["| group | node | what it is for |", "|---|---|---|"]
     for node in sorted(nodes.values(), key=lambda node: (node["category"], node["title"])):
-        lines.append(f"| {node['category']}: **{node['title']}** | {_cell(node['description'])} |")
+        group, title = node["category"].partition("/")[2], node["title"].removesuffix(" (Atelier)")
+        lines.append(f"| {group} | {title} | {_cell(node['description'])} |")
     return "\n".join(lines)
 
 
