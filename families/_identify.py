@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import FormatError
+from ..core.files import storage_error
 from ..core.tensors import Header, read_header
 from ._spec import families
 
@@ -61,7 +61,7 @@ def identify(path: Path) -> Identity:
     path = Path(path)
     if path.is_dir():
         raise FormatError(f"{path.name} is a folder (a diffusers model?), a base model is one .safetensors file")
-    if path.suffix.lower() in _OLD_SUFFIXES or (path.is_file() and zipfile.is_zipfile(path)):
+    if path.is_file() and (path.suffix.lower() in _OLD_SUFFIXES or _starts_as_zip(path)):
         raise FormatError(
             f"{path.name} is a pickled PyTorch file, which can run code when it is opened; make a .safetensors of it "
             "with the node 'Convert Old Checkpoint' or the command: lora-atelier convert"
@@ -72,6 +72,14 @@ def identify(path: Path) -> Identity:
             return Identity(family=name, title=family.title, is_pico="atelier.sizes" in header.metadata, header=header)
     titles = ", ".join(family.title for family in families().values())
     raise FormatError(f"{path.name} is {describe(header)}; a base model must be a full checkpoint of {titles}")
+
+
+def _starts_as_zip(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as cause:
+        raise storage_error("read", path, cause) from cause
 
 
 def describe(header: Header) -> str:

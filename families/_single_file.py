@@ -45,6 +45,8 @@ def fill_module(
     Raises:
         FormatError: keys are missing, left over, or of another shape; the first of them are named.
     """
+    if progress is not None:
+        progress.status(f"Loading the {what} of {file.path.name}")
     wanted = {key: file_key(key) for key, _ in module.named_parameters()}
     present = {key[len(prefix) :] for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     _refuse_strangers(wanted, present, file.path, what=what, prefix=prefix, ignored=ignored)
@@ -113,7 +115,18 @@ def _fill_buffers(module: nn.Module, what: str, device: torch.device | str) -> N
         module.get_submodule(path)._buffers[name] = value
 
 
-def build_on_meta(make: Callable[[], nn.Module]) -> Any:
-    """Builds a module without memory or initial values."""
-    with torch.device("meta"):
-        return make().eval()
+def build_on_meta(make: Callable[[], nn.Module], what: str) -> Any:
+    """Builds a module without memory or initial values.
+
+    Args:
+        make: calls the library's class.
+        what: the part's name for errors, e.g. "UNet".
+
+    Raises:
+        FormatError: the sizes given in the file's metadata make no such module.
+    """
+    try:
+        with torch.device("meta"):
+            return make().eval()
+    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as cause:
+        raise FormatError(f"the sizes in the base model's metadata make no {what} ({cause}); make it again") from cause

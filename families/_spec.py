@@ -123,7 +123,7 @@ class Family(Protocol):
         """The block of a LoRA stem in any accepted naming."""
         ...
 
-    def accepted_stems(self, source: Components | Header) -> set[str]:
+    def accepted_stems(self, source: Components | Header | Path) -> set[str]:
         """Every stem that ComfyUI's LoRA loader matches on this base."""
         ...
 

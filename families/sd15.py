@@ -25,6 +25,7 @@ NAI_TEXT_PREFIX = "cond_stage_model.transformer."
 PARTS = ("unet", "text_encoder", "vae")
 _LAYERS_PER_BLOCK = 2
 _MAX_SIZE = 65536
+_MAX_LAYERS = 64
 
 # The configuration of Stable Diffusion 1.x as published with the model; pico's metadata changes numbers in it.
 FULL_SIZES: dict[str, dict[str, Any]] = {
@@ -137,7 +138,8 @@ class Sd15:
         if strangers:
             raise InputError(f"the base model has no part {strangers[0]!r}; allowed are {', '.join(PARTS)}")
         path = Path(path)
-        with TensorFile(path) as file:
+        # Inside ComfyUI nodes run in inference mode, whose tensors could never be trained through.
+        with torch.inference_mode(False), TensorFile(path) as file:
             if not self.detect(file.header):
                 raise FormatError(f"{path.name} is not a {self.title} checkpoint; open it as its own family")
             sizes = self.sizes(file.header)
@@ -253,16 +255,26 @@ def _merged(part: str, given: Mapping[str, Any]) -> dict[str, Any]:
         given = {"bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last, **given}
     for key, published in config.items():
         value = given.get(key, published)
-        if isinstance(published, tuple):
-            value = tuple(value)
-        numbers = value if isinstance(value, tuple) else (value,)
-        changeable = all(type(number) in (int, float) and 0 <= number <= _MAX_SIZE for number in numbers)
-        if value != published and (not changeable or len(numbers) != len(_as_tuple(published))):
+        value = tuple(value) if isinstance(published, tuple) else value
+        if value != published and (_fixed(part, key) or not _is_size(value, published, key)):
             raise ValueError(f"{part}.{key} is {value!r}")
         config[key] = value
-    if part == "unet" and config["layers_per_block"] != _LAYERS_PER_BLOCK:  # the block names count on it
-        raise ValueError(f"{part}.layers_per_block is {config['layers_per_block']!r}")
     return config
+
+
+def _fixed(part: str, key: str) -> bool:
+    """What the family's own code counts on: the blocks' names, and the scale of the latents."""
+    return (part, key) in {("unet", "layers_per_block"), ("vae", "scaling_factor"), ("vae", "latent_channels")}
+
+
+def _is_size(value: Any, published: Any, key: str) -> bool:
+    """Whether `value` can stand in for a published size: as many numbers, whole where those are whole, in reason."""
+    numbers, originals = _as_tuple(value), _as_tuple(published)
+    most = _MAX_LAYERS if "layers" in key else _MAX_SIZE
+    return len(numbers) == len(originals) and all(
+        type(number) is type(original) and not isinstance(original, str) and 0 < number <= most
+        for number, original in zip(numbers, originals, strict=True)
+    )
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
@@ -278,7 +290,7 @@ def _load_unet(
 ) -> Any:
     from diffusers import UNet2DConditionModel
 
-    unet = build_on_meta(lambda: UNet2DConditionModel(**config))
+    unet = build_on_meta(lambda: UNet2DConditionModel(**config), "UNet")
     modules = _names.unet_modules(_attention_levels(config), config["layers_per_block"])
     fill_module(
         unet, file, what="UNet", prefix=UNET_PREFIX, file_key=lambda key: _names.unet_to_ldm(key, modules),
@@ -293,7 +305,7 @@ def _load_vae(
     from diffusers import AutoencoderKL
 
     _refuse_absent(file, VAE_PREFIX, "VAE")
-    vae = build_on_meta(lambda: AutoencoderKL(**config))
+    vae = build_on_meta(lambda: AutoencoderKL(**config), "VAE")
     levels = len(config["block_out_channels"])
     fill_module(
         vae, file, what="VAE", prefix=VAE_PREFIX, file_key=lambda key: _names.vae_to_ldm(key, levels),
@@ -308,7 +320,7 @@ def _load_text_encoder(
     from transformers import CLIPTextConfig, CLIPTextModel
 
     _refuse_absent(file, NAI_TEXT_PREFIX, "text encoder")
-    model = build_on_meta(lambda: CLIPTextModel(CLIPTextConfig(**config)))
+    model = build_on_meta(lambda: CLIPTextModel(CLIPTextConfig(**config)), "text encoder")
     prefix = _text_prefix(file.header)
     fill_module(
         model, file, what="text encoder", prefix=prefix, file_key=lambda key: key.removeprefix("text_model."),

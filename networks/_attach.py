@@ -86,8 +86,9 @@ class AdapterSet:
             twice = sorted({stem for stem in stems if stems.count(stem) > 1})
             raise InputError(f"these modules are named twice: {', '.join(twice[:3])}; give every module one stem")
         adapters = cls(get_network(choice.name), choice)
-        for target in targets:
-            adapters._adapt(target, seed=seed, dtype=dtype, device=device)
+        with torch.inference_mode(False):
+            for target in targets:
+                adapters._adapt(target, seed=seed, dtype=dtype, device=device)
         return adapters
 
     def _adapt(

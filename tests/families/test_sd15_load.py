@@ -7,9 +7,12 @@ import torch
 
 from atelier_tests.helpers import full_size
 from lora_atelier.core.errors import FormatError, InputError
+from lora_atelier.core.params import Choice
 from lora_atelier.core.tensors import read_tensors, write_tensors
 from lora_atelier.families import _spec
 from lora_atelier.families._spec import Components, Family
+from lora_atelier.networks._attach import AdapterSet
+from lora_atelier.networks.lora import LoraParams
 
 UNET_KEY = "model.diffusion_model.input_blocks.1.1.proj_in.weight"
 
@@ -124,6 +127,11 @@ def test_linear_shaped_projections_and_attention_are_accepted(tmp_path: Path, ti
         '{"unet": {"block_out_channels": [64, 64, 64]}, "vae": {}, "text_encoder": {}}',
         '{"unet": {"block_out_channels": [64, 64, 64, 1e99]}, "vae": {}, "text_encoder": {}}',
         '{"unet": {"down_block_types": ["X", "X", "X", "X"]}, "vae": {}, "text_encoder": {}}',
+        '{"unet": {"block_out_channels": [64, 64, 64, 64.0]}, "vae": {}, "text_encoder": {}}',
+        '{"unet": {"block_out_channels": [64, 64, 64, 65]}, "vae": {}, "text_encoder": {}}',
+        '{"unet": {"attention_head_dim": 0}, "vae": {}, "text_encoder": {}}',
+        '{"unet": {}, "vae": {"scaling_factor": 0.13025}, "text_encoder": {}}',
+        '{"unet": {}, "vae": {}, "text_encoder": {"num_hidden_layers": 60000}}',
         '{"unet": {"layers_per_block": 3}, "vae": {}, "text_encoder": {}}',
         '{"unet": {}, "vae": {}, "text_encoder": {"vocab_size": "many"}}',
         '{"unet": {}, "vae": {}, "text_encoder": {"hidden_size": -1}}',
@@ -133,8 +141,17 @@ def test_broken_sizes_in_the_metadata_are_refused(tmp_path: Path, tiny_path: Pat
     tensors, metadata = tiny_tensors(tiny_path)
     path = tmp_path / "base.safetensors"
     write_tensors(path, tensors, {**metadata, "atelier.sizes": sizes})
-    with pytest.raises(FormatError, match=r"atelier\.sizes"):
+    with pytest.raises(FormatError, match=r"metadata"):
         family.load(path)
+
+
+def test_parts_loaded_and_adapted_in_inference_mode_can_be_trained(tiny_path: Path, family: Family) -> None:
+    with torch.inference_mode():
+        loaded = family.load(tiny_path, parts=("text_encoder",))
+        choice = Choice(kind="network", name="lora", params=LoraParams(rank=2, alpha=1.0))
+        adapters = AdapterSet.attach(family.targets(loaded, unet=False), choice, seed=0)
+    family.encode_text(loaded, ["red circle"], clip_skip=1).hidden.square().sum().backward()
+    assert adapters.parts_of(adapters.stems[0])["lora_up.weight"].grad is not None
 
 
 def test_another_family_is_refused(tmp_path: Path, family: Family) -> None:

@@ -27,8 +27,8 @@ def full_on_meta() -> Components:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return Components(
-        unet=build_on_meta(lambda: UNet2DConditionModel(**FULL_SIZES["unet"])),
-        text_encoders=(build_on_meta(lambda: CLIPTextModel(CLIPTextConfig(**FULL_SIZES["text_encoder"]))),),
+        unet=build_on_meta(lambda: UNet2DConditionModel(**FULL_SIZES["unet"]), "UNet"),
+        text_encoders=(build_on_meta(lambda: CLIPTextModel(CLIPTextConfig(**FULL_SIZES["text_encoder"])), "TE"),),
     )
 
 
