@@ -1,0 +1,1 @@
+"""Training a LoRA: plan, caches, the loop, runs on disk, export."""

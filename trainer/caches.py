@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ class LatentCache:
             progress.update(done, len(missing), "encoding pictures")
             mean, std = self._encode(family, vae, number, flipped=flipped, device=device)
             tensors = {"mean": mean, "std": std}
-            self.store.put(self.keys[number, flipped], lambda path, kept=tensors: write_tensors(path, kept, {}))
+            self.store.put(self.keys[number, flipped], partial(write_tensors, tensors=tensors, metadata={}))
         progress.update(len(missing), len(missing), "encoding pictures")
         return len(missing)
 
@@ -178,8 +179,8 @@ class LatentCache:
         mean, std = mean[0].float().cpu().contiguous(), std[0].float().cpu().contiguous()
         if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
             raise TrainingError(
-                f"The VAE turned the picture {path.name} into values that are not finite: the VAE of this base model is "
-                "damaged, or made for another architecture."
+                f"The VAE turned the picture {path.name} into values that are not finite: the VAE of this base model "
+                "is damaged, or made for another architecture."
             )
         return mean, std
 

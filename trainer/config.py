@@ -89,7 +89,11 @@ class TrainParams(Params):
         False, doc="Compute the forward pass again in the backward pass: less memory, about 20 % more time."
     )
     max_grad_norm: float = param(
-        1.0, doc="Gradients longer than this are shortened to it; 0 is off.", minimum=0.0, maximum=1000.0, step=0.1,
+        1.0,
+        doc="Gradients longer than this are shortened to it; 0 is off.",
+        minimum=0.0,
+        maximum=1000.0,
+        step=0.1,
         advanced=True,
     )
     prior_loss_weight: float = param(

@@ -178,7 +178,9 @@ def _check_names(tensors: Mapping[str, torch.Tensor], adapter: AdapterSet, accep
     expected, found = set(adapter.state()), set(tensors)
     if expected != found:
         odd = sorted(expected ^ found)
-        raise TrainingError(f"The LoRA file does not hold the tensors that were trained; {odd[0]} is the first to differ.")
+        raise TrainingError(
+            f"The LoRA file does not hold the tensors that were trained; {odd[0]} is the first to differ."
+        )
     unknown = [stem for stem in adapter.stems if stem not in accepted_stems]
     if unknown:
         raise FormatError(

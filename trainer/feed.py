@@ -113,9 +113,7 @@ class Feed:
         """Returns the ``index``-th batch of the run."""
         epoch, number = divmod(index, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            batches = epoch_batches(
-                self.dataset, self.buckets, batch_size=self.batch_size, seed=self.seed, epoch=epoch
-            )
+            batches = epoch_batches(self.dataset, self.buckets, batch_size=self.batch_size, seed=self.seed, epoch=epoch)
             self._epoch = (epoch, batches)
         return self._epoch[1][number]
 

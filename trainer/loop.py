@@ -167,9 +167,9 @@ class BrokenStep(TrainingError):
         """Says at which step, and what to change."""
         rates = ", ".join(f"lr_{name} {value:g}" for name, value in row.lr.items())
         super().__init__(
-            f"Step {row.step} has a loss of {row.loss:g} and a gradient of length {row.grad_norm:g} ({rates}): training "
-            "was stopped and the weights were left as they were before that step; use a lower learning rate, a longer "
-            "warm-up, or the precision bf16 or fp32."
+            f"Step {row.step} has a loss of {row.loss:g} and a gradient of length {row.grad_norm:g} ({rates}): "
+            "training was stopped and the weights were left as they were before that step; use a lower learning rate, "
+            "a longer warm-up, or the precision bf16 or fp32."
         )
         self.good_rows = good_rows
 

@@ -68,7 +68,9 @@ def check_job(job: Job) -> Checked:
     family = get_family(job.base.family)
     optimizer_params = job.optimizer.params
     if not isinstance(optimizer_params, OptimizerParams):
-        raise InputError(f"The optimizer {job.optimizer.name!r} was given the settings of something else; wire an optimizer.")
+        raise InputError(
+            f"The optimizer {job.optimizer.name!r} was given the settings of something else; wire an optimizer."
+        )
     objective = find_objective(job.objective.name)
     if objective.prediction_type != family.prediction_type:
         raise InputError(
@@ -112,9 +114,7 @@ def bucket_rule(job: Job) -> BucketRule:
 def _trained_parts(job: Job, family: Family) -> tuple[tuple[str, ...], bool, bool]:
     every = expand_selection(job.blocks, family.blocks)
     blocks = tuple(
-        block
-        for block in every
-        if (job.params.train_text_encoder if block == TEXT_ENCODER else job.params.train_unet)
+        block for block in every if (job.params.train_text_encoder if block == TEXT_ENCODER else job.params.train_unet)
     )
     if not blocks:
         raise InputError(
@@ -127,8 +127,8 @@ def _trained_parts(job: Job, family: Family) -> tuple[tuple[str, ...], bool, boo
 def _check_steps(job: Job, optimizer_params: OptimizerParams) -> None:
     if optimizer_params.warmup_steps >= job.params.steps:
         raise InputError(
-            f"warmup_steps is {optimizer_params.warmup_steps} and the run has {job.params.steps} steps: the warm-up must "
-            "be shorter than the run."
+            f"warmup_steps is {optimizer_params.warmup_steps} and the run has {job.params.steps} steps: the warm-up "
+            "must be shorter than the run."
         )
 
 
@@ -142,7 +142,9 @@ def _check_clip_skip(job: Job, family: Family) -> None:
         )
 
 
-def saves_at(step: int, *, every_steps: int, every_epochs: int, batches_per_epoch: int, accumulation_steps: int) -> bool:
+def saves_at(
+    step: int, *, every_steps: int, every_epochs: int, batches_per_epoch: int, accumulation_steps: int
+) -> bool:
     """Returns whether a checkpoint is kept after ``step`` steps (counted from 1).
 
     An epoch ends with the step in which its last batch was used.
@@ -226,8 +228,8 @@ class Plan:
                 f"Optimizer: {job.optimizer.name}, {self._rates_text()}, schedule {checked.schedule.name}, "
                 f"warm-up {checked.optimizer_params.warmup_steps} steps; objective {checked.objective.name}.",
                 f"Numbers: {params.precision}, clip skip {params.clip_skip}, seed {params.seed}; LoRA file "
-                f"{self.file_bytes / 2**20:.2f} MiB in {params.save_dtype}, {self.num_kept} kept, the run takes at most "
-                f"{self.run_bytes / 2**20:.1f} MiB on disk.",
+                f"{self.file_bytes / 2**20:.2f} MiB in {params.save_dtype}, {self.num_kept} kept, the run takes at "
+                f"most {self.run_bytes / 2**20:.1f} MiB on disk.",
             ]
         )
 

@@ -182,5 +182,7 @@ def facts_of(checkpoint: Checkpoint) -> tuple[float, int]:
     """
     facts: Mapping[str, Any] = checkpoint.facts
     if "seconds" not in facts or "images_seen" not in facts:
-        raise TrainingError(f"The checkpoint {checkpoint.folder.name} lacks its figures; start the run anew with restart.")
+        raise TrainingError(
+            f"The checkpoint {checkpoint.folder.name} lacks its figures; start the run anew with restart."
+        )
     return float(facts["seconds"]), int(facts["images_seen"])

@@ -72,7 +72,9 @@ def open_run(folder: Path) -> RunInfo:
     """
     manifest_path = folder / MANIFEST_FILE
     if not manifest_path.is_file():
-        raise StorageError(f"There is no training run in {folder.name}: it has no {MANIFEST_FILE}; choose a run's folder.")
+        raise StorageError(
+            f"There is no training run in {folder.name}: it has no {MANIFEST_FILE}; choose a run's folder."
+        )
     manifest = _checked_manifest(read_json(manifest_path), manifest_path)
     status = read_json(folder / STATUS_FILE) if (folder / STATUS_FILE).is_file() else {"state": "running", "step": 0}
     kept = [(point.step, point.lora_path) for point in list_checkpoints(folder) if point.kept]
@@ -310,7 +312,9 @@ def _read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def _checked_manifest(manifest: Any, path: Path) -> dict[str, Any]:
-    missing = [key for key in ("key", "run_name", "total_steps") if not isinstance(manifest, dict) or key not in manifest]
+    missing = [
+        key for key in ("key", "run_name", "total_steps") if not isinstance(manifest, dict) or key not in manifest
+    ]
     if missing:
         raise FormatError(f"{path.name} of the run {path.parent.name} lacks {', '.join(missing)}; it is damaged.")
     return dict(manifest)

@@ -18,7 +18,6 @@ from lora_atelier.trainer.optimizers.adamw import AdamWParams
 PICO = Path(__file__).resolve().parents[2] / "pico" / "assets" / "pico-base.safetensors"
 
 
-
 class CancelTraining(SilentProgress):
     """Cancels at the n-th check after the training itself has begun."""
 
@@ -51,8 +50,8 @@ def draw_pictures(folder: Path, *, count: int = 5) -> Path:
     return folder
 
 
-def open_pictures(folder: Path, **options: Any) -> Dataset:
-    return open_folder(folder, DatasetParams(**options), progress=SilentProgress())
+def open_pictures(folder: Path, *, reg_folder: Path | None = None, **options: Any) -> Dataset:
+    return open_folder(folder, DatasetParams(**options), reg_folder=reg_folder)
 
 
 def make_job(

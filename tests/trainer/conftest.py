@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from atelier_tests.helpers.full_size import write_tiny_checkpoint
 from atelier_tests.helpers.training import WHOLE, draw_pictures, make_job, open_pictures
-
 from lora_atelier.dataset.table import Dataset
 from lora_atelier.trainer.config import Job
 from lora_atelier.trainer.train import RunResult, train_lora
@@ -59,4 +59,3 @@ def whole_run(
     folder = tmp_path_factory.mktemp("whole")
     job = make_job(dataset, base=tiny_base, **WHOLE)
     return train_lora(job, output_dir=folder / "output", loras_dir=folder / "loras", cache_dir=cache_dir)
-

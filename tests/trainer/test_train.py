@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from atelier_tests.helpers.training import WHOLE, CancelTraining, make_job
 from lora_atelier.core.errors import InputError, StorageError
@@ -17,7 +18,6 @@ from lora_atelier.families._base import open_base
 from lora_atelier.trainer.config import Job
 from lora_atelier.trainer.run import RunFolder, RunRef, open_run
 from lora_atelier.trainer.train import RunResult, continue_run, train_lora
-
 
 MakeJob = Callable[..., Job]
 Places = dict[str, Path]
@@ -140,18 +140,14 @@ def test_continue_equals_one_long_run(
 ) -> None:
     short = train_lora(job(**{**WHOLE, "steps": 4}), **places)
     before = (short.run.folder / "manifest.json").read_bytes()
-    child = continue_run(
-        short.run, base=open_base(tiny_base, name="x"), dataset=dataset, extra_steps=3, **places
-    )
+    child = continue_run(short.run, base=open_base(tiny_base, name="x"), dataset=dataset, extra_steps=3, **places)
     assert child.run.folder != short.run.folder
     assert child.steps_done == 3
     assert (short.run.folder / "manifest.json").read_bytes() == before
     assert model_hash(child.lora_path) == model_hash(whole_run.lora_path)
     manifest = json.loads((child.run.folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["config"]["parent"] == f"{short.run.key}:4"
-    again = continue_run(
-        short.run, base=open_base(tiny_base, name="x"), dataset=dataset, extra_steps=3, **places
-    )
+    again = continue_run(short.run, base=open_base(tiny_base, name="x"), dataset=dataset, extra_steps=3, **places)
     assert again.steps_done == 0
 
 

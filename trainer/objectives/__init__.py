@@ -1,0 +1,1 @@
+"""Objectives, one per file, each exporting `OBJECTIVE`."""

@@ -21,9 +21,7 @@ class EpsilonParams(Params):
         maximum=1.0,
         step=0.01,
     )
-    min_timestep: int = param(
-        0, doc="Smallest time step that is drawn.", minimum=0, maximum=999, step=1, advanced=True
-    )
+    min_timestep: int = param(0, doc="Smallest time step that is drawn.", minimum=0, maximum=999, step=1, advanced=True)
     max_timestep: int = param(
         1000, doc="One more than the largest time step that is drawn.", minimum=1, maximum=1000, step=1, advanced=True
     )

@@ -122,5 +122,6 @@ def check_learning_rates(params: OptimizerParams, *, train_unet: bool, train_tex
     for part, trained, lr in wanted:
         if trained and lr <= 0.0:
             raise InputError(
-                f"lr_{part} is {lr:g}, but train_{part} is on: give a learning rate above 0, or switch train_{part} off."
+                f"lr_{part} is {lr:g}, but train_{part} is on: give a learning rate above 0, or switch train_{part} "
+                "off."
             )

@@ -19,11 +19,18 @@ class AdamWParams(OptimizerParams):
         0.9, doc="Decay of the mean of the gradients.", minimum=0.0, maximum=0.9999, step=0.01, advanced=True
     )
     beta2: float = param(
-        0.999, doc="Decay of the mean of the squared gradients.", minimum=0.0, maximum=0.999999, step=0.001,
+        0.999,
+        doc="Decay of the mean of the squared gradients.",
+        minimum=0.0,
+        maximum=0.999999,
+        step=0.001,
         advanced=True,
     )
     weight_decay: float = param(
-        0.01, doc="Pull of every trained weight towards 0, in parts of the learning rate.", minimum=0.0, maximum=10.0,
+        0.01,
+        doc="Pull of every trained weight towards 0, in parts of the learning rate.",
+        minimum=0.0,
+        maximum=10.0,
         step=0.01,
     )
     epsilon: float = param(

@@ -1,0 +1,70 @@
+"""What a run's manifest says, and the hash of the data it was trained on."""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..dataset.table import Dataset, options_of
+from .config import NUMERICS_VERSION, hash_of, origins
+from .plan import Checked
+
+VERSIONS_OF = ("torch", "diffusers", "transformers", "safetensors", "numpy", "Pillow")
+
+
+def data_hash(dataset: Dataset, contents: Sequence[str]) -> str:
+    """Returns a hash of everything of the data set that decides the numbers; not of where it lies."""
+    parts = [repr(options_of(subset)) for subset in dataset.subsets]
+    for number, content in enumerate(contents):
+        subset = int(dataset.subset_index[number])
+        parts.extend((content, str(subset), dataset.caption(number)))
+    return hash_of(parts)
+
+
+def make_manifest(
+    checked: Checked, *, base_sha256: str, content_hash: str, prompt: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Returns the settings with the origin of every value, the data, the base and the versions."""
+    job, dataset = checked.job, checked.job.dataset
+    counts = [int((dataset.subset_index == number).sum()) for number in range(len(dataset.subsets))]
+    return {
+        "total_steps": job.params.steps,
+        "config": job.config(),
+        "origins": {
+            "train": origins(job.params),
+            "network": origins(job.network.params),
+            "optimizer": origins(job.optimizer.params),
+            "objective": origins(job.objective.params),
+        },
+        "base": {"name": job.base.name, "family": job.base.family, "sha256": base_sha256},
+        "data": {
+            "name": dataset.root.name,
+            "hash": content_hash,
+            "num_images": len(dataset),
+            "subsets": [
+                {
+                    "folder": subset.folder.name,
+                    "concept": subset.concept,
+                    "repeats": subset.repeats,
+                    "is_reg": subset.is_reg,
+                    "num_images": count,
+                }
+                for subset, count in zip(dataset.subsets, counts, strict=True)
+            ],
+            "history": list(dataset.history),
+        },
+        "versions": {"numerics": NUMERICS_VERSION, "python": platform.python_version(), **_library_versions()},
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "prompt": json.loads(json.dumps(prompt)) if prompt is not None else None,
+    }
+
+
+def _library_versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS_OF:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

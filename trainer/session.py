@@ -1,0 +1,341 @@
+"""One stretch of training in the folder of a run: load, plan, cache, train, finish."""
+
+import contextlib
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..core.errors import TrainingError
+from ..core.files import ensure_space
+from ..core.progress import Progress
+from ..dataset.captions import caption_for, captions_vary
+from ..families._spec import Components
+from ..networks._attach import AdapterSet
+from .caches import LatentCache
+from .checkpoints import State, latest_readable, list_checkpoints
+from .feed import Feed, KeptTexts, LiveTexts, Texts
+from .loop import Learner, Route, train
+from .metadata import fixed_metadata
+from .optimizers._spec import ParamGroup
+from .plan import Checked, Plan, make_plan, saves_at
+from .precision import Precision
+from .recorder import RunRecorder, facts_of
+from .run import RunFolder, RunRef, open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where things lie.
+
+    Attributes:
+        output_dir: runs go to ``atelier/runs`` below it.
+        loras_dir: LoRAs are published to ``atelier/<run name>`` below it.
+        cache_dir: latents and content hashes.
+    """
+
+    output_dir: Path
+    loras_dir: Path
+    cache_dir: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a training gives back.
+
+    Attributes:
+        run: the run.
+        lora_path: the published LoRA.
+        steps_done: steps trained by this call; 0 when a finished run was found.
+        seconds_training: of the whole run, stretches before an interruption included.
+        report: plan and outcome, for a person.
+        losses: of every step of the run.
+    """
+
+    run: RunRef
+    lora_path: Path
+    steps_done: int
+    seconds_training: float
+    report: str
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a continued run begins: the state of its parent."""
+
+    step: int
+    state: State
+    images_seen: int
+
+
+@dataclass
+class _Loaded:
+    """The loaded parts; what is no longer needed is let go of."""
+
+    components: Components
+    adapter: AdapterSet | None = None
+
+    def free(self) -> None:
+        if self.adapter is not None:
+            self.adapter.detach_from_model()
+        self.adapter = None
+        self.components = Components()
+
+
+def train_held(
+    checked: Checked,
+    run: RunFolder,
+    places: Places,
+    device: torch.device,
+    progress: Progress,
+    *,
+    base_sha256: str,
+    contents: list[str],
+    start: Start | None,
+) -> RunResult:
+    """Trains the run that this process holds, from wherever it stands to its end.
+
+    Args:
+        checked: the job.
+        run: its folder, locked.
+        places: where things lie.
+        device: where to train.
+        progress: shows, and cancels.
+        base_sha256: of the base model's file.
+        contents: content hash of every picture.
+        start: the parent's state, for a run that continues another.
+    """
+    job, family = checked.job, checked.family
+    total_steps = job.params.steps
+    precision = Precision(job.params.precision, device)
+    loaded = _Loaded(Components())
+    recorder: RunRecorder | None = None
+    step = 0
+    try:
+        # the model, on the CPU until it is needed
+        progress.status(f"loading {job.base.name}")
+        loaded.components = family.load(
+            job.base.path, parts=("unet", "text_encoder"), dtype=precision.weights_dtype, progress=progress
+        )
+        targets = checked.chosen(
+            family.targets(loaded.components, unet=checked.train_unet, text_encoder=checked.train_text_encoder)
+        )
+        loaded.adapter = AdapterSet.attach(targets, job.network, seed=job.params.seed)
+
+        # the plan, and room for it
+        plan = make_plan(checked, loaded.adapter, targets)
+        progress.status(plan.text())
+        _check_space(plan, run, places)
+
+        # latents
+        latents = LatentCache(
+            places.cache_dir / "latents",
+            job.dataset,
+            buckets=checked.buckets,
+            contents=contents,
+            vae_identity=f"{family.name} {base_sha256}",
+            flips=[job.dataset.subset_of(number).flip for number in range(len(job.dataset))],
+        )
+        latents.fill(
+            family,
+            lambda: family.load(job.base.path, parts=("vae",), dtype=torch.float32, device=device).vae,
+            progress,
+        )
+
+        # what is trained, on the device
+        _move(loaded, device)
+        _prepare(loaded.components, gradient_checkpointing=job.params.gradient_checkpointing)
+        optimizer = _build_optimizer(checked, loaded.adapter)
+        recorder = RunRecorder(
+            run=run,
+            plan=plan,
+            adapter=loaded.adapter,
+            optimizer=optimizer,
+            precision=precision,
+            metadata=fixed_metadata(
+                plan, base_hash=base_sha256, started_at=time.time(), session_id=random.SystemRandom().getrandbits(32)
+            ),
+            accepted_stems=family.accepted_stems(loaded.components),
+            loras_dir=places.loras_dir,
+            progress=progress,
+        )
+        step, seconds, images_seen = _take_up(run, recorder, start)
+        first_step = step
+
+        # the loop
+        texts = _texts(checked, loaded, device, progress)
+        learner = Learner(
+            predict=lambda noisy, timesteps, text: family.predict(loaded.components.unet, noisy, timesteps, text),
+            batches=Feed(
+                dataset=job.dataset,
+                buckets=checked.buckets,
+                batch_size=job.params.batch_size,
+                seed=job.params.seed,
+                latents=latents,
+                texts=texts,
+                latent_scale=family.latent_scale,
+                prior_loss_weight=job.params.prior_loss_weight,
+                device=device,
+            ),
+            objective=checked.objective,
+            objective_params=job.objective.params,
+            alphas_cumprod=family.alphas_cumprod().to(torch.float32).to(device),
+            optimizer=optimizer,
+            factor=checked.schedule.factor,
+            precision=precision,
+            device=device,
+        )
+        run.write_status("running", step=step, total_steps=total_steps, seconds=seconds)
+        step = train(
+            learner, _route(checked, first_step=step, seconds=seconds, images_seen=images_seen), recorder, progress
+        )
+        return _finish(run, recorder, plan, steps_done=step - first_step)
+    except BaseException as failure:
+        if recorder is None or not recorder.cancelled:
+            _note_failure(run, failure, total_steps=total_steps)
+        raise
+    finally:
+        loaded.free()
+
+
+def _route(checked: Checked, *, first_step: int, seconds: float, images_seen: int) -> Route:
+    params, rates = checked.job.params, checked.optimizer_params
+    return Route(
+        first_step=first_step,
+        total_steps=params.steps,
+        seed=params.seed,
+        accumulation_steps=params.gradient_accumulation_steps,
+        max_grad_norm=params.max_grad_norm,
+        warmup_steps=rates.warmup_steps,
+        cycles=rates.cycles,
+        saves_at=lambda step: saves_at(
+            step,
+            every_steps=params.save_every_steps,
+            every_epochs=params.save_every_epochs,
+            batches_per_epoch=checked.batches_per_epoch,
+            accumulation_steps=params.gradient_accumulation_steps,
+        ),
+        images_seen=images_seen,
+        seconds=seconds,
+    )
+
+
+def _take_up(run: RunFolder, recorder: RunRecorder, start: Start | None) -> tuple[int, float, int]:
+    """Loads the last state of the run, or its parent's; returns (step, seconds, pictures seen)."""
+    found = latest_readable(run.folder, recorder.progress.status)
+    step, seconds, images_seen, state = 0, 0.0, 0, None
+    if found is not None:
+        step, state = found[0].step, found[1]
+        seconds, images_seen = facts_of(found[0])
+    elif start is not None:
+        step, state, images_seen = start.step, start.state, start.images_seen
+    run.cut_metrics(step)
+    recorder.losses.extend(row["loss"] for row in open_run(run.folder).rows)
+    if state is not None:
+        recorder.adapter.load_state(state.adapter)
+        groups = [(group["name"], group["lr"]) for group in recorder.optimizer.param_groups]
+        recorder.optimizer.load_state_dict(dict(state.optimizer))
+        for group, (name, rate) in zip(recorder.optimizer.param_groups, groups, strict=True):
+            group["name"], group["lr"] = name, rate
+        recorder.precision.load_state(state.precision)
+        recorder.publish_missing()
+        recorder.progress.status(f"going on after step {step}")
+    return step, seconds, images_seen
+
+
+def _texts(checked: Checked, loaded: _Loaded, device: torch.device, progress: Progress) -> Texts:
+    """Live encoding when the text encoder is trained; else kept states, and the encoder freed if all fit."""
+    clip_skip = checked.job.params.clip_skip
+    if checked.train_text_encoder:
+        return LiveTexts(checked.family, loaded.components, clip_skip=clip_skip)
+    encoder = Components(text_encoders=loaded.components.text_encoders, tokenizers=loaded.components.tokenizers)
+    texts = KeptTexts(checked.family, encoder, clip_skip=clip_skip, device=device)
+    dataset = checked.job.dataset
+    if not captions_vary(dataset):
+        captions = [caption_for(dataset, number, 0) for number in range(len(dataset))]
+        if texts.fill(captions, progress):
+            texts.free()
+            loaded.components.text_encoders = ()
+    return texts
+
+
+def _move(loaded: _Loaded, device: torch.device) -> None:
+    components = loaded.components
+    components.unet.to(device)
+    for text_encoder in components.text_encoders:
+        text_encoder.to(device)
+    if loaded.adapter is not None:
+        with torch.no_grad():
+            for parameters in loaded.adapter.parameters_by_part().values():
+                for parameter in parameters:
+                    parameter.data = parameter.data.to(device)
+
+
+def _prepare(components: Components, *, gradient_checkpointing: bool) -> None:
+    """Freezes the model; with checkpointing, also tells it to compute the forward pass twice."""
+    for module in (components.unet, *components.text_encoders):
+        module.requires_grad_(False)
+        if gradient_checkpointing:
+            # transformers and diffusers only do it in training mode; SD1.x has no dropout that this would switch on
+            module.train()
+            enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
+            enable()
+
+
+def _build_optimizer(checked: Checked, adapter: AdapterSet) -> torch.optim.Optimizer:
+    rates = {"unet": checked.optimizer_params.lr_unet, "text_encoder": checked.optimizer_params.lr_text_encoder}
+    groups = [
+        ParamGroup(name=part, lr=rates[part], parameters=parameters)
+        for part, parameters in adapter.parameters_by_part().items()
+        if parameters
+    ]
+    return checked.optimizer.build(groups, checked.optimizer_params)
+
+
+def _check_space(plan: Plan, run: RunFolder, places: Places) -> None:
+    ensure_space(run.folder, plan.run_bytes)
+    ensure_space(places.loras_dir, plan.file_bytes * plan.num_kept)
+
+
+def _finish(run: RunFolder, recorder: RunRecorder, plan: Plan, *, steps_done: int) -> RunResult:
+    info = open_run(run.folder)
+    checkpoint = next(point for point in reversed(list_checkpoints(run.folder)) if point.step >= recorder.total_steps)
+    path = run.publish(checkpoint, recorder.loras_dir, file_name=recorder.file_name(checkpoint.step))
+    if path is None:
+        raise TrainingError(
+            "The run ended with a learning rate that was 0 in every step, so there is no LoRA; use a shorter warm-up."
+        )
+    seconds = facts_of(checkpoint)[0]
+    outcome = recorder.report.text() if recorder.report is not None else ""
+    tail = recorder.losses[-min(50, len(recorder.losses)) :]
+    report = "\n".join(
+        [
+            plan.text(),
+            f"Trained {recorder.total_steps} steps in {seconds:.1f} s ({steps_done} of them now); mean loss of the "
+            f"last {len(tail)} steps {sum(tail) / max(1, len(tail)):.4f}.",
+            outcome,
+            f"Saved as {path.relative_to(recorder.loras_dir).as_posix()} in the loras folder.",
+        ]
+    )
+    run.write_status("finished", step=checkpoint.step, total_steps=recorder.total_steps, seconds=seconds, report=report)
+    return RunResult(
+        run=RunRef(folder=run.folder, key=info.key, step=checkpoint.step),
+        lora_path=path,
+        steps_done=steps_done,
+        seconds_training=seconds,
+        report=report,
+        losses=tuple(recorder.losses),
+    )
+
+
+def _note_failure(run: RunFolder, failure: BaseException, *, total_steps: int) -> None:
+    """Writes why the run stopped into its status; if the disk refuses even that, the failure itself still tells."""
+    last = max((point.step for point in list_checkpoints(run.folder)), default=0)
+    state = "failed" if isinstance(failure, (ValueError, OSError, torch.OutOfMemoryError)) else "interrupted"
+    with contextlib.suppress(OSError, ValueError):
+        run.write_status(
+            state, step=last, total_steps=total_steps, seconds=0.0, reason=f"{type(failure).__name__}: {failure}"
+        )
