@@ -1,0 +1,99 @@
+"""Makes the tiny world's base and tagger from nothing: `python -m lora_atelier.pico.make`.
+
+Stages, in order: `vae`, `base`, `tagger`, `assets`. Each continues where it stopped; states, sample sheets and figures
+lie in the work folder. Two cores need a little under two hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import torch
+
+from . import tagger_net, world
+from .judge import ASSETS, Judge, paint_all, shape_prompts, share_as_asked
+from .sheets import labelled_sheet
+from .train_tagger import Agreement, TaggerTraining, agreement, judged_scene, train_tagger
+from .train_unet import BaseTraining, normalise_vae, train_base
+from .train_vae import VaeTraining, train_vae
+
+WORK = Path(__file__).resolve().parent.parent / "build" / "pico"
+STAGES = ("vae", "base", "tagger", "assets")
+SIZE_LIMIT_BYTES = {"pico-base.safetensors": 24_000_000, "model.onnx": 1_000_000}
+
+
+def make(work: Path, assets: Path, last_stage: str) -> None:
+    """Run the stages up to and with `last_stage`.
+
+    Raises:
+        ValueError: an asset is larger than it may be.
+    """
+    vae = train_vae(work, VaeTraining())
+    if last_stage == "vae":
+        return
+    normalise_vae(vae, work / "vae_normalised.safetensors")
+    if last_stage in ("base", "assets"):
+        trainer = train_base(work, vae, BaseTraining())
+        trainer.write_base(work / "pico-base.safetensors")
+        if last_stage == "base":
+            return
+    net, counts = train_tagger(work, vae, TaggerTraining())
+    tagger_net.write_onnx(net, work / "pico-tagger" / "model.onnx")
+    tagger_net.write_tag_list(work / "pico-tagger" / "selected_tags.csv", counts.tolist())
+    figures: dict[str, float] = {"tagger_micro_f1": tagger_score(Judge(work / "pico-tagger")).f1}
+    if last_stage == "assets":
+        judge = Judge(work / "pico-tagger")
+        asked = shape_prompts(200, seed=1, held_out=True)
+        pictures = paint_all(trainer.painter(), [a.prompt for a in asked])
+        figures["held_out_share"] = share_as_asked(judge, pictures, asked)
+        labelled_sheet(pictures[:64], [a.prompt for a in asked[:64]]).save(work / "held-out.png")
+        publish(work, assets)
+    (work / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8", newline="\n")
+    print(json.dumps(figures), flush=True)
+
+
+def tagger_score(judge: Judge, number: int = 1000) -> Agreement:
+    """The tagger's agreement with drawings it was not trained on."""
+    rng = random.Random("tagger held-out drawings")
+    scenes = [judged_scene(rng) for _ in range(number)]
+    return agreement(
+        judge.probabilities([world.draw(s) for s in scenes]), torch.stack([tagger_net.label_vector(s) for s in scenes])
+    )
+
+
+def publish(work: Path, assets: Path) -> None:
+    """Copy the finished files to the assets folder, each under a temporary name first.
+
+    Raises:
+        ValueError: a file is larger than it may be.
+    """
+    for name in ("pico-base.safetensors", "pico-tagger/model.onnx", "pico-tagger/selected_tags.csv"):
+        source, target = work / name, assets / name
+        limit = SIZE_LIMIT_BYTES.get(source.name)
+        if limit and source.stat().st_size > limit:
+            raise ValueError(f"{source.name} has {source.stat().st_size} bytes, allowed are {limit}; use smaller widths")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".part")
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+
+
+def main() -> None:
+    """Read the command line and make what it asks for."""
+    parser = argparse.ArgumentParser(prog="lora_atelier.pico.make", description=__doc__)
+    parser.add_argument("--stage", default="assets", choices=STAGES, help="the last stage to run (default: all)")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for states, sample sheets and figures")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="folder the finished files are copied to")
+    parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    make(chosen.work, chosen.assets, chosen.stage)
+
+
+if __name__ == "__main__":
+    main()
