@@ -26,15 +26,17 @@ class Texts(Protocol):
 
 
 class LiveTexts:
-    """Encodes at every step: the text encoder is trained, so its answers change."""
+    """Encodes at every step: the text encoder is trained, or the captions are never the same."""
 
-    def __init__(self, family: Family, components: Components, *, clip_skip: int) -> None:
-        """Keeps the text encoder; gradients flow through it."""
+    def __init__(self, family: Family, components: Components, *, clip_skip: int, with_gradients: bool) -> None:
+        """Keeps the text encoder; ``with_gradients`` says whether it is trained."""
         self.family, self.components, self.clip_skip = family, components, clip_skip
+        self.with_gradients = with_gradients
 
     def states(self, captions: Sequence[str]) -> TextState:
-        """Returns states with gradients."""
-        return self.family.encode_text(self.components, captions, clip_skip=self.clip_skip)
+        """Returns the states of the batch, with gradients where the text encoder is trained."""
+        with torch.set_grad_enabled(self.with_gradients):
+            return self.family.encode_text(self.components, captions, clip_skip=self.clip_skip)
 
 
 class KeptTexts:

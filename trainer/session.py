@@ -25,6 +25,13 @@ from .precision import Precision
 from .recorder import RunRecorder, facts_of
 from .run import RunFolder, RunRef, open_run
 
+CHECKPOINTING_METHODS = (
+    "enable_gradient_checkpointing",
+    "activation_checkpointing_enable",
+    "gradient_checkpointing_enable",
+)
+"""How diffusers, transformers from 5 on, and older transformers call it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
@@ -64,11 +71,19 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a continued run begins: the state of its parent."""
+    """Where a continued run begins: the state of its parent.
+
+    Attributes:
+        step: steps the parent had done.
+        state: its adapter and optimizer.
+        images_seen: pictures it had been shown.
+        same_optimizer: whether the optimizer's own state fits; if not, only the adapter is taken over.
+    """
 
     step: int
     state: State
     images_seen: int
+    same_optimizer: bool
 
 
 @dataclass
@@ -82,7 +97,9 @@ class _Loaded:
         if self.adapter is not None:
             self.adapter.detach_from_model()
         self.adapter = None
-        self.components = Components()
+        # Emptied in place: the frames of an exception on its way up may still hold the object.
+        self.components.unet = self.components.vae = None
+        self.components.text_encoders = ()
 
 
 def train_held(
@@ -129,6 +146,7 @@ def train_held(
         plan = make_plan(checked, loaded.adapter, targets)
         progress.status(plan.text())
         _check_space(plan, run, places)
+        del targets  # they hold the model's modules
 
         # latents
         latents = LatentCache(
@@ -226,39 +244,46 @@ def _route(checked: Checked, *, first_step: int, seconds: float, images_seen: in
 def _take_up(run: RunFolder, recorder: RunRecorder, start: Start | None) -> tuple[int, float, int]:
     """Loads the last state of the run, or its parent's; returns (step, seconds, pictures seen)."""
     found = latest_readable(run.folder, recorder.progress.status)
-    step, seconds, images_seen, state = 0, 0.0, 0, None
+    step, seconds, images_seen = 0, 0.0, 0
     if found is not None:
-        step, state = found[0].step, found[1]
+        step = found[0].step
         seconds, images_seen = facts_of(found[0])
+        _load(recorder, found[1], own_settings=("lr",), with_optimizer=True)
     elif start is not None:
-        step, state, images_seen = start.step, start.state, start.images_seen
+        step, images_seen = start.step, start.images_seen
+        every = tuple(recorder.optimizer.param_groups[0].keys() - {"params"})
+        _load(recorder, start.state, own_settings=every, with_optimizer=start.same_optimizer)
     run.cut_metrics(step)
     recorder.losses.extend(row["loss"] for row in open_run(run.folder).rows)
-    if state is not None:
-        recorder.adapter.load_state(state.adapter)
-        groups = [(group["name"], group["lr"]) for group in recorder.optimizer.param_groups]
-        recorder.optimizer.load_state_dict(dict(state.optimizer))
-        for group, (name, rate) in zip(recorder.optimizer.param_groups, groups, strict=True):
-            group["name"], group["lr"] = name, rate
-        recorder.precision.load_state(state.precision)
-        recorder.publish_missing()
+    recorder.publish_missing()
+    if step > 0:
         recorder.progress.status(f"going on after step {step}")
     return step, seconds, images_seen
 
 
+def _load(recorder: RunRecorder, state: State, *, own_settings: tuple[str, ...], with_optimizer: bool) -> None:
+    """Loads a state; of the optimizer's group settings, ``own_settings`` stay as this run has them."""
+    recorder.adapter.load_state(state.adapter)
+    recorder.precision.load_state(state.precision)
+    if with_optimizer:
+        groups = [{name: group[name] for name in own_settings} for group in recorder.optimizer.param_groups]
+        recorder.optimizer.load_state_dict(dict(state.optimizer))
+        for group, settings in zip(recorder.optimizer.param_groups, groups, strict=True):
+            group.update(settings)
+
+
 def _texts(checked: Checked, loaded: _Loaded, device: torch.device, progress: Progress) -> Texts:
-    """Live encoding when the text encoder is trained; else kept states, and the encoder freed if all fit."""
-    clip_skip = checked.job.params.clip_skip
-    if checked.train_text_encoder:
-        return LiveTexts(checked.family, loaded.components, clip_skip=clip_skip)
+    """Live encoding where the encoder is trained or captions vary; else kept states, the encoder freed if all fit."""
+    clip_skip, dataset = checked.job.params.clip_skip, checked.job.dataset
+    if checked.train_text_encoder or captions_vary(dataset):
+        return LiveTexts(
+            checked.family, loaded.components, clip_skip=clip_skip, with_gradients=checked.train_text_encoder
+        )
     encoder = Components(text_encoders=loaded.components.text_encoders, tokenizers=loaded.components.tokenizers)
     texts = KeptTexts(checked.family, encoder, clip_skip=clip_skip, device=device)
-    dataset = checked.job.dataset
-    if not captions_vary(dataset):
-        captions = [caption_for(dataset, number, 0) for number in range(len(dataset))]
-        if texts.fill(captions, progress):
-            texts.free()
-            loaded.components.text_encoders = ()
+    if texts.fill([caption_for(dataset, number, 0) for number in range(len(dataset))], progress):
+        texts.free()
+        loaded.components.text_encoders = ()
     return texts
 
 
@@ -281,7 +306,7 @@ def _prepare(components: Components, *, gradient_checkpointing: bool) -> None:
         if gradient_checkpointing:
             # transformers and diffusers only do it in training mode; SD1.x has no dropout that this would switch on
             module.train()
-            enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
+            enable = next(getattr(module, name) for name in CHECKPOINTING_METHODS if hasattr(module, name))
             enable()
 
 

@@ -118,7 +118,12 @@ def continue_run(
                 f"The run {parent.name} was trained on {parent.manifest['base']['name']}, and {base.name} is another "
                 "model: open the same base to continue."
             )
-        start = Start(step=checkpoint.step, state=load_state(checkpoint), images_seen=facts_of(checkpoint)[1])
+        start = Start(
+            step=checkpoint.step,
+            state=load_state(checkpoint),
+            images_seen=facts_of(checkpoint)[1],
+            same_optimizer=job.optimizer.name == parent.manifest["config"]["optimizer"]["name"],
+        )
         return _train_lora(job, places, device, progress, prompt, start=start)
 
 

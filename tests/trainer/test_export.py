@@ -3,7 +3,6 @@
 import hashlib
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ from lora_atelier.core.tensors import TensorFile, read_header
 from lora_atelier.families._spec import Components, Target, get_family
 from lora_atelier.networks._attach import AdapterSet
 from lora_atelier.networks.lora import LoraParams
-from lora_atelier.trainer.config import Job
 from lora_atelier.trainer.export import save_lora
-from lora_atelier.trainer.train import RunResult, train_lora
+from lora_atelier.trainer.train import RunResult
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 STEMS = ("lora_unet_a_to_q", "lora_te_text_model_b")
@@ -59,9 +57,7 @@ def test_the_file_is_the_adapter(tmp_path: Path, dtype: str, stored: str) -> Non
 
 
 def test_values_too_small_for_fp16_are_saved_in_fp32(tmp_path: Path) -> None:
-    report = save_lora(
-        tmp_path / "x.safetensors", adapter_of(up=1e-6), metadata={}, dtype="fp16", accepted_stems=STEMS
-    )
+    report = save_lora(tmp_path / "x.safetensors", adapter_of(up=1e-6), metadata={}, dtype="fp16", accepted_stems=STEMS)
     assert report.dtype == "fp32"
     assert report.rounding_error <= 1e-3
     assert "fp16 cannot hold values this small" in report.text()
@@ -104,8 +100,9 @@ def test_a_file_that_differs_from_the_adapter_is_refused(tmp_path: Path, monkeyp
 def test_full_size_file_equals_the_fixture(tmp_path: Path) -> None:
     """Names and shapes of a default kohya network, from a full-size model that is only described, not filled."""
     from diffusers import UNet2DConditionModel
-    from lora_atelier.families.sd15 import FULL_SIZES
     from transformers import CLIPTextConfig, CLIPTextModel
+
+    from lora_atelier.families.sd15 import FULL_SIZES
 
     family = get_family("sd15")
     with torch.device("meta"):
@@ -188,10 +185,3 @@ def test_hashes_are_kohya_s(whole_run: RunResult) -> None:
     said = metadata_of(whole_run.lora_path)
     assert said["sshs_model_hash"] == hashlib.sha256(raw[8 + header_bytes :]).hexdigest()
     assert len(said["sshs_legacy_hash"]) == 8
-
-
-def test_a_run_that_learned_nothing_fails(job: Callable[..., Job], places: dict[str, Path]) -> None:
-    dead = job(steps=2, optimizer={"lr_unet": 1e-3, "lr_text_encoder": 1e-30, "weight_decay": 0.0})
-    with pytest.raises(TrainingError, match="modules of the text encoder are still zero"):
-        train_lora(dead, **places)
-    assert not list(places["loras_dir"].rglob("*.safetensors"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from atelier_tests.helpers.child import start_child
 from atelier_tests.helpers.training import WHOLE, make_job
 from lora_atelier.core.tensors import TensorFile, read_tensors

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+
 from atelier_tests.helpers.progress import RecordingProgress
 from atelier_tests.helpers.training import make_job, open_pictures
 from lora_atelier.core.errors import TrainingError
 from lora_atelier.core.tensors import read_tensors
-from lora_atelier.dataset.table import Dataset
 from lora_atelier.trainer.checkpoints import list_checkpoints
 from lora_atelier.trainer.config import Job
 from lora_atelier.trainer.objectives import epsilon
@@ -57,6 +57,18 @@ def test_nan_stops_the_run_and_keeps_what_was_good(
     assert not info.finished
     for _, path in info.checkpoints:
         assert all(bool(torch.isfinite(tensor).all()) for tensor in read_tensors(path).values())
+
+
+def test_a_run_that_learns_nothing_fails(job: MakeJob, places: Places) -> None:
+    object.__setattr__(epsilon.OBJECTIVE, "loss", lambda *given, **named: epsilon.loss(*given, **named) * 0.0)
+    try:
+        with pytest.raises(TrainingError, match="All 192 modules of the unet are still zero: nothing was learned"):
+            train_lora(job(steps=2), **places)
+    finally:
+        object.__setattr__(epsilon.OBJECTIVE, "loss", epsilon.loss)
+    assert not list(places["loras_dir"].rglob("*.safetensors"))
+    (folder,) = (places["output_dir"] / "atelier" / "runs").iterdir()
+    assert not open_run(folder).finished
 
 
 def test_a_run_that_failed_goes_on_where_it_was_good(
@@ -114,9 +126,9 @@ def test_the_loss_scale_halves_after_overflow_and_doubles_after_2000_good_steps(
     assert precision.broken(torch.tensor(float("nan")), torch.tensor(False))
 
 
-def test_accumulation_equals_a_big_batch(job: MakeJob, places: Places, tiny_base: Path, dataset: Dataset) -> None:
+def test_accumulation_equals_a_big_batch(places: Places, tiny_base: Path, pictures: Path) -> None:
     """Gradients of one update; the noise is replaced so that it depends on the picture alone."""
-    one_bucket = dataset.take([1, 3], note="one bucket")
+    one_bucket = open_pictures(pictures, shuffle_captions=False).take([1, 3], note="one bucket")
 
     def question(latents: torch.Tensor, *, alphas_cumprod: torch.Tensor, params: Any, generator: Any) -> Any:
         noise = torch.cos(latents * 100.0)

@@ -1,0 +1,72 @@
+"""Optimizers: the contract over all of them, and AdamW against the paper written out."""
+
+import math
+
+import pytest
+import torch
+
+from lora_atelier.core.errors import UnknownNameError
+from lora_atelier.trainer.optimizers._spec import OptimizerParams, ParamGroup, find_optimizer, optimizers
+from lora_atelier.trainer.optimizers.adamw import OPTIMIZER, AdamWParams
+
+
+def groups() -> list[ParamGroup]:
+    torch.manual_seed(0)
+    return [
+        ParamGroup(name="unet", lr=1e-2, parameters=[torch.nn.Parameter(torch.randn(4, 3))]),
+        ParamGroup(name="text_encoder", lr=1e-3, parameters=[torch.nn.Parameter(torch.randn(2))]),
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(optimizers()))
+def test_optimizer_contract(name: str) -> None:
+    spec = optimizers()[name]
+    assert spec.name == name
+    assert spec.summary
+    assert spec.source
+    assert issubclass(spec.params, OptimizerParams)
+    params = spec.params()
+    assert spec.params.from_json(params.to_json()) == params
+    made = groups()
+    optimizer = spec.build(made, params)
+    assert [group["name"] for group in optimizer.param_groups] == ["unet", "text_encoder"]
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-3]
+    before = [parameter.detach().clone() for group in made for parameter in group.parameters]
+    for group in made:
+        for parameter in group.parameters:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    after = [parameter for group in made for parameter in group.parameters]
+    assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    floats = sum(
+        value.numel()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.numel() > 1
+    )
+    assert floats == spec.state_floats * sum(parameter.numel() for parameter in after)
+
+
+def test_adamw_matches_the_paper() -> None:
+    """Algorithm 2 of Loshchilov and Hutter 2019, number by number."""
+    beta1, beta2, epsilon, decay, lr = 0.8, 0.95, 1e-6, 0.1, 1e-2
+    made = groups()[:1]
+    parameter = made[0].parameters[0]
+    weights = parameter.detach().double().flatten().tolist()
+    first, second = [0.0] * len(weights), [0.0] * len(weights)
+    optimizer = OPTIMIZER.build(made, AdamWParams(beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=decay))
+    for step in range(1, 4):
+        gradients = [math.sin(step * (index + 1)) for index in range(len(weights))]
+        parameter.grad = torch.tensor(gradients).view_as(parameter)
+        optimizer.step()
+        for index, gradient in enumerate(gradients):
+            first[index] = beta1 * first[index] + (1 - beta1) * gradient
+            second[index] = beta2 * second[index] + (1 - beta2) * gradient**2
+            corrected = first[index] / (1 - beta1**step) / (math.sqrt(second[index] / (1 - beta2**step)) + epsilon)
+            weights[index] -= lr * (corrected + decay * weights[index])
+    assert parameter.flatten().tolist() == pytest.approx(weights, rel=1e-5)
+
+
+def test_unknown_optimizer_lists_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="adamw"):
+        find_optimizer("adam")
