@@ -34,9 +34,11 @@ class Roots:
     Attributes:
         folders: Folders by kind, e.g. ``input``, ``output``, ``datasets``, ``models``, and ``extra`` for those an
             owner lists in the pack's settings file.
+        settings_file: That file, for the errors; None where there is none.
     """
 
     folders: Mapping[str, tuple[Path, ...]]
+    settings_file: Path | None = None
 
     def resolve(
         self, name: str, kinds: Sequence[str], *, must_exist: bool = True, what: str = "data set folder"
@@ -74,10 +76,11 @@ class Roots:
             elif not must_exist or os.path.exists(real):  # unlike Path.exists: False, too, for names too long
                 return real
         if outside is not None and (absolute or not must_exist or os.path.lexists(outside)):
+            settings = self.settings_file or "atelier/settings.json in the user folder"
             raise StorageError(
                 f"the {what} {_shown(name)} lies outside the allowed folders ({self._words(kinds)}); move it into one "
-                'of them, or let the owner of this machine add its folder to the list "roots" in atelier/settings.json '
-                "in the user folder"
+                f'of them, or let the owner of this machine add its folder to the list "roots" in {settings}, like '
+                '{"roots": ["D:/datasets"]}'
             )
         raise InputError(
             f"there is no {what} {_shown(name)} below the allowed folders ({self._words(kinds)})"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.files import Roots
-from .protocol import CLIP, CONDITIONING, LATENT, MODEL, PICO_NAME, VAE
+from .protocol import CLIP, CONDITIONING, LATENT, MODEL, PICO_NAME, SETTINGS_FILE, VAE
 from .shared import (
     CHECKPOINT_SUFFIXES,
     PICO_BASE,
@@ -100,7 +100,8 @@ class ComfyHost:
                 "datasets": _datasets_folders(),
                 "models": tuple(dict.fromkeys(models)),
                 "extra": extra_roots(self.user_dir()),
-            }
+            },
+            settings_file=self.user_dir() / SETTINGS_FILE,
         )
 
     def output_dir(self) -> Path:

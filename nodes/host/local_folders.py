@@ -89,7 +89,8 @@ class LocalFolders:
                 "datasets": (self.datasets,),
                 "models": tuple(folder for kind in MODEL_KINDS for folder in self.models(kind)),
                 "extra": extra_roots(self.user),
-            }
+            },
+            settings_file=self.user / SETTINGS_FILE,
         )
 
 

@@ -1,4 +1,6 @@
 import os
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -104,6 +106,9 @@ def test_outside_says_how_to_allow_a_folder(world, roots, name):
     with pytest.raises(StorageError, match="outside the allowed folders") as caught:
         roots.resolve(given, KINDS)
     assert '"roots" in atelier/settings.json' in str(caught.value)
+    exact = replace(roots, settings_file=world / "user" / "settings.json")
+    with pytest.raises(StorageError, match=re.escape(f'"roots" in {world / "user" / "settings.json"}')):
+        exact.resolve(given, KINDS)
     assert str(world / "input") in str(caught.value)
 
 

@@ -52,7 +52,7 @@ def shipped_sources() -> tuple[Source, ...]:
     paths = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
     sources = []
     for path in sorted(paths):
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # line ends as they are
         sources.append(Source(path.relative_to(ROOT).as_posix(), text, ast.parse(text, str(path))))
     return tuple(sources)
 
