@@ -110,7 +110,7 @@ def file_metadata(text_config: Mapping[str, Any], vocabulary: Vocabulary) -> dic
         "modelspec.architecture": "stable-diffusion-v1",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "Pico, a tiny drawn world",
-        "modelspec.description": "A few million parameters trained from scratch on drawn shapes; for trying and testing.",
+        "modelspec.description": "A few million parameters trained from nothing on drawn shapes; to try and test with.",
         "modelspec.resolution": "96x96",
         "modelspec.prediction_type": "epsilon",
         "modelspec.license": "MIT",

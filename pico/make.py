@@ -76,7 +76,9 @@ def publish(work: Path, assets: Path) -> None:
         source, target = work / name, assets / name
         limit = SIZE_LIMIT_BYTES.get(source.name)
         if limit and source.stat().st_size > limit:
-            raise ValueError(f"{source.name} has {source.stat().st_size} bytes, allowed are {limit}; use smaller widths")
+            raise ValueError(
+                f"{source.name} has {source.stat().st_size} bytes, allowed are {limit}; use smaller widths"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".part")
         shutil.copyfile(source, temporary)

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) for convolution and matrix weights, AdamW for the rest: small networks learn in fewer steps."""
+"""Muon (Jordan et al. 2024) for matrices and kernels, AdamW for the rest: small networks learn in fewer steps."""
 
 from __future__ import annotations
 

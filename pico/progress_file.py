@@ -79,5 +79,7 @@ class ProgressLine:
         step_s = (now_s - self._last_s) / steps
         means = " ".join(f"{name} {total / steps:.5f}" for name, total in self._sums.items())
         left_min = step_s * (self._total_steps - step) / 60
-        print(f"{self._stage} {step}/{self._total_steps} {means} {step_s:.3f} s/step, {left_min:.1f} min left", flush=True)
+        print(
+            f"{self._stage} {step}/{self._total_steps} {means} {step_s:.3f} s/step, {left_min:.1f} min left", flush=True
+        )
         self._sums, self._last_step, self._last_s = {}, step, now_s

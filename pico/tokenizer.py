@@ -114,7 +114,7 @@ def tag_words() -> tuple[str, ...]:
 
 @cache
 def build() -> Vocabulary:
-    """The vocabulary: 512 byte tokens, merges that make each tag word whole, then common syllables, then the two marks."""
+    """512 byte tokens, merges that make each tag word whole, then common syllables, then the two marks."""
     merges: list[Pair] = []
     _learn(tag_words(), merges, None)
     rng = random.Random("made-up words")
@@ -161,5 +161,10 @@ def library_tokenizer(vocabulary: Vocabulary, folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(vocabulary.vocab), encoding="utf-8", newline="\n")
     (folder / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8", newline="\n")
     return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token=END, bos_token=START, eos_token=END, pad_token=END
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        unk_token=END,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
     )

@@ -74,7 +74,11 @@ def training_batch(settings: VaeTraining, step: int) -> Tensor:
 
 def _scene(rng: random.Random, bucket_px: tuple[int, int]) -> world.Scene:
     while True:
-        scene = world.free_scene(rng, bucket_px=bucket_px) if rng.random() < 0.5 else world.random_scene(rng, bucket_px=bucket_px)
+        scene = (
+            world.free_scene(rng, bucket_px=bucket_px)
+            if rng.random() < 0.5
+            else world.random_scene(rng, bucket_px=bucket_px)
+        )
         if not world.concepts_shown(scene):
             return scene
 
