@@ -75,8 +75,8 @@ def test_registry_entry(project):
     comfy = project["tool"]["comfy"]
     assert comfy["PublisherId"]
     assert comfy["DisplayName"] == "LoRA Atelier"
-    assert (ROOT / comfy["web"]).is_dir()
-    assert lora_atelier.WEB_DIRECTORY.strip("./") == comfy["web"]
+    assert "web" not in comfy, "the folder would be served twice and the script loaded twice"
+    assert (ROOT / lora_atelier.WEB_DIRECTORY).is_dir()
     assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
     assert project["project"]["urls"]["Repository"].startswith("https://")
     assert project["project"]["scripts"] == {"lora-atelier": "lora_atelier.headless.cli:main"}
