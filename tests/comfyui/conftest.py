@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from atelier_tests.helpers.comfy_server import Comfy
 
 

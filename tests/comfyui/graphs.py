@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atelier_tests.helpers.comfy_server import Comfy
 from PIL import Image
 
+from atelier_tests.helpers.comfy_server import Comfy
 from lora_atelier.pico import world
 
 PICO = "pico (built in)"
@@ -106,7 +106,15 @@ def core_drawing(
 
 
 def grid(
-    model: list[Any], clip: list[Any], vae: list[Any], *, prompt: str, seed: int, size_px: int, steps: int = 4, **axes: Any
+    model: list[Any],
+    clip: list[Any],
+    vae: list[Any],
+    *,
+    prompt: str,
+    seed: int,
+    size_px: int,
+    steps: int = 4,
+    **axes: Any,
 ) -> dict[str, Any]:
     """A grid with the settings of `core_drawing`."""
     return node(

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from atelier_tests.comfyui import graphs
+from atelier_tests.comfyui.graphs import node
 from atelier_tests.helpers.comfy_server import Comfy
-
 from lora_atelier.core.tensors import read_tensors
-
-from . import graphs
-from .graphs import node
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,10 @@ def trained(comfy: Comfy, drawn: str) -> str:
 
 
 def base_nodes() -> graphs.Graph:
-    return {"b1": node("AtelierOpenBase", base_name=graphs.PICO, dtype="fp32"), "b2": node("AtelierBaseToModel", base=["b1", 0])}
+    return {
+        "b1": node("AtelierOpenBase", base_name=graphs.PICO, dtype="fp32"),
+        "b2": node("AtelierBaseToModel", base=["b1", 0]),
+    }
 
 
 def test_a_trained_lora_is_listed_at_once_and_loads_with_every_key(comfy: Comfy, trained: str) -> None:
@@ -45,7 +47,9 @@ def test_a_trained_lora_is_listed_at_once_and_loads_with_every_key(comfy: Comfy,
 def test_preset_all_is_the_core_loader(comfy: Comfy, trained: str, strengths: tuple[float, float]) -> None:
     model, clip = strengths
     draw = graphs.core_drawing(["l", 0], ["l", 1], ["b2", 2], prompt="lumo kest, red", seed=5, size_px=96)
-    core = node("LoraLoader", model=["b2", 0], clip=["b2", 1], lora_name=trained, strength_model=model, strength_clip=clip)
+    core = node(
+        "LoraLoader", model=["b2", 0], clip=["b2", 1], lora_name=trained, strength_model=model, strength_clip=clip
+    )
     ours = {
         "o": node("AtelierOpenLora", lora_name=trained, strength_model=1.0, strength_clip=1.0, block_weights=""),
         "l": node(
@@ -69,7 +73,9 @@ def test_ones_by_number_are_the_core_loader_and_other_weights_are_not(comfy: Com
         entry = comfy.run(
             {
                 **base_nodes(),
-                "o": node("AtelierOpenLora", lora_name=trained, strength_model=8.0, strength_clip=1.0, block_weights=""),
+                "o": node(
+                    "AtelierOpenLora", lora_name=trained, strength_model=8.0, strength_clip=1.0, block_weights=""
+                ),
                 "l": node(
                     "AtelierApplyLora",
                     model=["b2", 0],
@@ -191,7 +197,11 @@ def _wait_for_steps(comfy: Comfy, before: set[Path], steps: int) -> Path:
 
 def test_errors_reach_the_page_in_one_sentence(comfy: Comfy) -> None:
     (comfy.base / "input/empty").mkdir(exist_ok=True)
-    for folder, part in (("empty", "no picture"), ("../outside", "climbs out"), ("/etc", "outside the allowed folders")):
+    for folder, part in (
+        ("empty", "no picture"),
+        ("../outside", "climbs out"),
+        ("/etc", "outside the allowed folders"),
+    ):
         entry = comfy.wait(comfy.queue(graphs.training(folder)))
         details = dict(entry["status"]["messages"])["execution_error"]
         assert part in details["exception_message"], details["exception_message"]
