@@ -52,7 +52,8 @@ def _score_lines(score: str) -> list[str]:
         columns: list[Mapping[str, Any]] = json.loads(score)["columns"]
         return [
             f"{column['label']}: trigger recall {_share(column['trigger_recall'])}, "
-            f"false triggers {_share(column['false_triggers'])}, other prompts right {_share(column['other_success'])}, "
+            f"false triggers {_share(column['false_triggers'])}, "
+            f"other prompts right {_share(column['other_success'])}, "
             f"kept {_share(column['kept'])}"
             for column in columns
         ]

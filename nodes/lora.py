@@ -78,7 +78,8 @@ class OpenLora:
             strength_clip=strength_clip,
             block_weights=block_weights,
         )
-        stem_strengths(lora, presets=presets())  # refuses block weights that do not fit the file here, before anything is loaded
+        # Block weights that do not fit the file are refused here, before anything is loaded.
+        stem_strengths(lora, presets=presets())
         return (lora,)
 
 

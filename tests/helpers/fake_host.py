@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from lora_atelier.core.errors import InputError
 from lora_atelier.core.files import Roots
 from lora_atelier.core.progress import SilentProgress
