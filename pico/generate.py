@@ -77,4 +77,5 @@ class Painter:
         return tensor_to_pictures(self._vae.decode(latents / sizes.VAE_SCALE).sample)
 
     def _context(self, prompts: Sequence[str]) -> Tensor:
-        return self._text(encode(prompts, self._vocabulary)).last_hidden_state
+        hidden: Tensor = self._text(encode(prompts, self._vocabulary)).last_hidden_state
+        return hidden

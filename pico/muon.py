@@ -20,7 +20,8 @@ def orthogonalised(gradients: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = matrices @ matrices.transpose(1, 2)
         matrices = first * matrices + (second * gram + third * gram @ gram) @ matrices
-    return (matrices.transpose(1, 2) if tall else matrices).float()
+    answer: Tensor = (matrices.transpose(1, 2) if tall else matrices).float()
+    return answer
 
 
 class Muon(torch.optim.Optimizer):
@@ -56,7 +57,8 @@ class Muon(torch.optim.Optimizer):
 
 def split_weights(*modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(weights for Muon, weights for AdamW): matrices and kernels, except the embeddings and the outermost layers."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for module in modules:
         for name, weight in module.named_parameters():
             outer = "embed" in name or "conv_in" in name or "conv_out" in name or min(weight.shape[:2], default=0) < 16

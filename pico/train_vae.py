@@ -116,7 +116,7 @@ def train_vae(work: Path, settings: VaeTraining) -> AutoencoderKL:
             made = vae.decode(posterior.sample()).sample.float()
         rebuilt = reconstruction_loss(made, pictures, settings.edge_weight)
         spread = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        (rebuilt + settings.kl_weight * spread).backward()  # type: ignore[no-untyped-call]
+        (rebuilt + settings.kl_weight * spread).backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
