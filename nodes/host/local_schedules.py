@@ -14,6 +14,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -105,7 +106,9 @@ def exponential(levels: NoiseLevels, steps: int) -> list[float]:
 def beta(levels: NoiseLevels, steps: int, alpha: float = 0.6, beta_: float = 0.6) -> list[float]:
     """Timesteps at the quantiles of a Beta(0.6, 0.6) distribution; repeated timesteps are used once."""
     quantiles = 1 - np.linspace(0, 1, steps, endpoint=False)
-    timesteps = np.rint([_beta_quantile(float(q), alpha, beta_) * (len(levels) - 1) for q in quantiles]).astype(int)
+    places = np.array([_beta_quantile(float(q), alpha, beta_) for q in quantiles]) * (len(levels) - 1)
+    # The median lies exactly between two timesteps; without this, noise in the last digit would choose.
+    timesteps = np.rint(places.round(9)).astype(int)
     distinct = [int(t) for i, t in enumerate(timesteps) if i == 0 or t != timesteps[i - 1]]
     return [*(float(levels.sigmas[t]) for t in distinct), 0.0]
 
@@ -119,9 +122,10 @@ def _beta_quantile(probability: float, alpha: float, beta_: float) -> float:
     low_p, high_p = table_p[upper - 1], table_p[upper]
     fraction = (probability - low_p) / (high_p - low_p)
     angle = table_x[upper - 1] + fraction * (table_x[upper] - table_x[upper - 1])
-    return math.sin(angle) ** 2
+    return (1.0 - math.cos(2.0 * angle)) / 2.0
 
 
+@lru_cache(maxsize=2)
 def _beta_table(alpha: float, beta_: float, points: int = 20001) -> tuple[list[float], list[float]]:
     """Angles 0..pi/2 and the Beta integral up to ``sin(angle)^2``, normalised to 1.
 

@@ -68,7 +68,13 @@ def world(tmp_path_factory):
     write_tensors(folder / "random.safetensors", lora, {})
     (folder / "cases.json").write_text(json.dumps(CASES))
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    names = [os.environ["COMFYUI_DIR"], PACK, folder / "cases.json", folder / "random.safetensors", folder / "drawn.npz"]
+    names = [
+        os.environ["COMFYUI_DIR"],
+        PACK,
+        folder / "cases.json",
+        folder / "random.safetensors",
+        folder / "drawn.npz",
+    ]
     done = subprocess.run([python, CHILD, *map(str, names)], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "lora key not loaded" not in done.stderr

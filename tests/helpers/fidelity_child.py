@@ -20,9 +20,10 @@ def main() -> None:
     import comfy.sd
     import comfy.utils
     import folder_paths
-    import nodes
     import numpy as np
     import torch
+
+    import nodes
 
     spec = importlib.util.spec_from_file_location(
         "lora_atelier", Path(pack) / "__init__.py", submodule_search_locations=[pack]
