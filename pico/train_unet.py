@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ class BaseTraining:
     seed: int = 23
     drawings: int = 16384
     batch: int = 32
+    shards: int = 2
     learning_rate: float = 2e-3
     outer_learning_rate: float = 1e-3
     warmup_steps: int = 150
@@ -127,8 +129,7 @@ def noise_weights(settings: BaseTraining) -> Tensor:
 
 def _follow(average: nn.Module, live: nn.Module, decay: float) -> None:
     with torch.no_grad():
-        for kept, new in zip(average.parameters(), live.parameters(), strict=True):
-            kept.lerp_(new, 1 - decay)
+        torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - decay)
 
 
 class BaseTrainer:
@@ -153,6 +154,7 @@ class BaseTrainer:
             "unet_average": self.unet_average,
             "text_average": self.text_average,
         }
+        self._bars, self._noise_weights = alphas_cumprod().float(), noise_weights(settings)
         self.step = load_state(self._path, self._modules, self.optimizers)
 
     @property
@@ -163,8 +165,13 @@ class BaseTrainer:
         return [*self.unet.parameters(), *self.text.parameters()]
 
     def losses(self, drawings: Drawings) -> Iterator[tuple[int, float, float]]:
-        """Train step by step; yields (steps done, weighted loss, plain epsilon loss)."""
-        bars, weights = alphas_cumprod().float(), noise_weights(self.settings)
+        """Train step by step; yields (steps done, weighted loss, plain epsilon loss).
+
+        A batch is split among threads of one core each: they meet once a step, where the threads inside an operation
+        would meet a thousand times and wait whenever another program takes a core.
+        """
+        everything = self._weights()
+        workers = ThreadPoolExecutor(self.settings.shards, initializer=torch.set_num_threads, initargs=(1,))
         self.unet.train()
         self.text.train()
         while self.step < self.settings.steps:
@@ -174,13 +181,16 @@ class BaseTrainer:
             torch.manual_seed(self.settings.seed * 1_000_003 + self.step)
             noise = torch.randn_like(clean)
             times = torch.randint(0, TRAIN_TIMESTEPS, (len(clean),))
-            bar = bars[times][:, None, None, None]
-            context = self.text(encode(captions, self.vocabulary)).last_hidden_state
-            seen = self.unet(bar.sqrt() * clean + (1 - bar).sqrt() * noise, times, context).sample
-            errors = (seen - noise).square().mean(dim=(1, 2, 3))
-            loss = (weights[times] * errors).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self._weights(), 1.0)
+            tokens = encode(captions, self.vocabulary)
+            parts = [
+                workers.submit(self._gradients, clean[part], noise[part], times[part], tokens[part])
+                for part in torch.arange(len(clean)).chunk(self.settings.shards)
+            ]
+            found = [part.result() for part in parts]
+            for place, weight in enumerate(everything):
+                weight.grad = sum(gradients[place] for gradients, _, _ in found)
+            loss, plain = (sum(part[i] for part in found) for i in (1, 2))
+            torch.nn.utils.clip_grad_norm_(everything, 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -188,7 +198,19 @@ class BaseTrainer:
             decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
             _follow(self.unet_average, self.unet, decay)
             _follow(self.text_average, self.text, decay)
-            yield self.step, loss.item(), errors.mean().item()
+            yield self.step, loss, plain
+
+    def _gradients(
+        self, clean: Tensor, noise: Tensor, times: Tensor, tokens: Tensor
+    ) -> tuple[list[Tensor], float, float]:
+        """A part of a batch: gradients of its share of the mean loss, that share, and the plain epsilon loss's."""
+        bar = self._bars[times][:, None, None, None]
+        context = self.text(tokens).last_hidden_state
+        seen = self.unet(bar.sqrt() * clean + (1 - bar).sqrt() * noise, times, context).sample
+        errors = (seen - noise).square().mean(dim=(1, 2, 3))
+        loss = (self._noise_weights[times] * errors).sum() / self.settings.batch
+        gradients = torch.autograd.grad(loss, self._weights(), materialize_grads=True)
+        return list(gradients), loss.item(), errors.sum().item() / self.settings.batch
 
     def save(self) -> None:
         """Write the state a killed run continues from."""
