@@ -72,7 +72,7 @@ def page(comfy: Comfy, tmp_path: Path) -> Iterator[Any]:
         page.messages = []
         page.on("console", lambda message: page.messages.append(f"{message.type} {message.text}"))
         page.goto(comfy.url, wait_until="commit")
-        page.wait_for_function("window.app?.graph && window.LiteGraph?.registered_node_types['AtelierTrainLora']")
+        page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types['AtelierTrainLora'])")
         page.wait_for_timeout(3000)
         yield page
         context.close()

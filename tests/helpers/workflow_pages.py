@@ -222,14 +222,14 @@ def quickstart() -> Page:
         "AtelierPicoDataset", (40, 360), (330, 160), concept="kest", num_images=28, num_reg_images=64, seed=0
     )
     data = page.add(
-        "AtelierOpenDataset", (40, 580), (330, 330), folder=drawn.out(0), reg_folder=drawn.out(1), keep_tokens=1
+        "AtelierOpenDataset", (40, 580), (330, 440), folder=drawn.out(0), reg_folder=drawn.out(1), keep_tokens=1
     )
 
     network = page.add("AtelierNetworkLora", (430, 60), (330, 110), rank=8, alpha=8.0)
     optimizer = page.add(
         "AtelierOptimizerAdamw",
         (430, 230),
-        (330, 200),
+        (330, 280),
         lr_unet=1e-3,
         lr_text_encoder=5e-4,
         schedule="cosine",
@@ -238,8 +238,8 @@ def quickstart() -> Page:
     )
     train = page.add(
         "AtelierTrainLora",
-        (430, 490),
-        (330, 420),
+        (430, 570),
+        (330, 740),
         base=base.out(),
         dataset=data.out(),
         network=network.out(),
@@ -253,7 +253,7 @@ def quickstart() -> Page:
         bucket_min_px=32,
         bucket_max_px=128,
     )
-    page.add("AtelierPlotLoss", (430, 1010), (330, 330), run=train.out(0))
+    page.add("AtelierPlotLoss", (430, 1370), (330, 330), run=train.out(0))
 
     words = page.add(
         "AtelierPicoPrompts",
@@ -303,7 +303,7 @@ def quickstart() -> Page:
     page.add(
         "AtelierXYGrid",
         (1210, 410),
-        (330, 800),
+        (330, 860),
         title="Compare (Atelier)",
         **wires,
         **drawing,
@@ -354,12 +354,12 @@ def quickstart() -> Page:
     )
     page.add("AtelierRunReport", (1990, 520), (420, 420), run=train.out(0), score=score.out(0))
 
-    page.group("1 Model and data", (20, -10, 370, 940), "#3f789e")
-    page.group("2 Train", (410, -10, 370, 1370), "#a1309b")
+    page.group("1 Model and data", (20, -10, 370, 1050), "#3f789e")
+    page.group("2 Train", (410, -10, 370, 1730), "#a1309b")
     page.group("3 Use it with core nodes", (800, -10, 370, 1500), "#3f789e")
-    page.group("4 Compare by eye", (1190, -10, 370, 1250), "#8A8")
+    page.group("4 Compare by eye", (1190, -10, 370, 1300), "#8A8")
     page.group("5 Compare by numbers", (1580, -10, 850, 1290), "#b06634")
-    page.note(NOTE, (40, 960), (330, 480))
+    page.note(NOTE, (40, 1100), (330, 480))
     return page
 
 
