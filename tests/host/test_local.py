@@ -33,9 +33,9 @@ SETTINGS = {
 def loaded(tmp_path_factory):
     """A host with a loaded tiny base; tests never change the base's weights."""
     host = LocalHost(tmp_path_factory.mktemp("local"))
-    path = write_tiny_checkpoint(
-        host.folders.models("checkpoints")[0] / "sub" / "tiny.safetensors", dtype=torch.float32
-    )
+    path = host.folders.models("checkpoints")[0] / "sub" / "tiny.safetensors"
+    path.parent.mkdir()
+    write_tiny_checkpoint(path, dtype=torch.float32)
     return host, host.load_base(open_base(path, name="sub/tiny.safetensors"))
 
 
