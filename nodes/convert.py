@@ -32,9 +32,7 @@ class ConvertCheckpoint:
         """Inputs."""
         return {
             "required": {
-                "file": text(
-                    "Name of a .ckpt or .pt file below the models, input or output folder, e.g. old.ckpt."
-                ),
+                "file": text("Name of a .ckpt or .pt file below the models, input or output folder, e.g. old.ckpt."),
             }
         }
 
