@@ -187,9 +187,15 @@ def nodes(base_dir: BaseDir = DEFAULT_BASE_DIR) -> None:
             typer.echo(f"{name:<{width}}  {getattr(node_class, 'CATEGORY', '')} / {titles[name]}")
 
 
+class _AboveTheBar(logging.Handler):
+    """Prints log records on lines of their own, not into a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def main() -> None:
     """Entry point of ``lora-atelier`` and ``python -m lora_atelier``."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "urllib3", "filelock", "PIL", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Reports of nodes are printed at the end of a run and status lines as it goes; the log adds what went wrong.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_AboveTheBar()])
     app()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _MIN_INTERVAL_S = 0.2
+_MIN_INTERVAL_IN_A_FILE_S = 10.0
 
 
 class TerminalProgress:
@@ -51,8 +52,9 @@ class TerminalProgress:
         self.check()
         if self._bar is None or done < self._bar.n or (total and total != self._bar.total):
             self.close()
+            interval_s = _MIN_INTERVAL_S if self._stream.isatty() else _MIN_INTERVAL_IN_A_FILE_S
             self._bar = tqdm(
-                total=total or None, desc=self._label, file=self._stream, mininterval=_MIN_INTERVAL_S, leave=False
+                total=total or None, desc=self._label, file=self._stream, mininterval=interval_s, leave=False
             )
         if text:
             self._bar.set_postfix_str(text, refresh=False)

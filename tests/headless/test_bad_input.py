@@ -3,54 +3,19 @@
 import json
 import math
 import os
-import shutil
-from pathlib import Path
+import re
 
 import pytest
-import torch
 
+from atelier_tests.helpers import bad_world as bad
+from atelier_tests.helpers.api_graphs import convert, core, draw, filled, image, node, train
 from atelier_tests.helpers.full_size import TINY, write_tiny_checkpoint
-from atelier_tests.helpers.pictures import png_header_only, save_picture
-from lora_atelier.core import files as core_files
 from lora_atelier.core.errors import AtelierError
 from lora_atelier.core.files import link_or_copy
-from lora_atelier.core.tensors import write_tensors
 from lora_atelier.headless.graph import graph_from_json, read_workflow
 from lora_atelier.headless.overrides import apply_overrides
-from lora_atelier.headless.runner import local_specs, run_local
+from lora_atelier.headless.runner import check_local, local_specs, run_local
 from lora_atelier.headless.terminal import TerminalHost, hosting
-
-
-class World:
-    """A working directory with a base, a data set, a LoRA and a finished run that must stay as they are."""
-
-    def __init__(self, folder: Path) -> None:
-        self.host = TerminalHost(folder / "atelier", quiet=True)
-        self.base_dir = folder / "atelier"
-        self.outside = folder / "outside"
-        self.input = self.host.input_dir()
-        self.output = self.host.output_dir()
-        self.checkpoints = self.base_dir / "models" / "checkpoints"
-        self.loras = self.base_dir / "models" / "loras"
-        self.taggers = self.base_dir / "models" / "taggers"
-        for shade in range(3):
-            save_picture(self.input / "good" / f"{shade}.png", (64, 64), shade=shade)
-            (self.input / "good" / f"{shade}.txt").write_text("red, circle", encoding="utf-8")
-        save_picture(self.outside / "a.png", (64, 64))
-        write_tensors(self.loras / "good.safetensors", lora_tensors(), {})
-        run = self.output / "atelier" / "runs" / "precious-12345678"
-        run.mkdir(parents=True)
-        (run / "manifest.json").write_text('{"precious": true}', encoding="utf-8")
-        (self.loras / "atelier" / "precious").mkdir(parents=True)
-        write_tensors(self.loras / "atelier" / "precious" / "precious.safetensors", lora_tensors(), {})
-
-
-def lora_tensors(stem="lora_unet_down_blocks_0_attentions_0_proj_in", width=64):
-    return {
-        f"{stem}.lora_down.weight": torch.ones(2, width, 1, 1),
-        f"{stem}.lora_up.weight": torch.ones(width, 2, 1, 1),
-        f"{stem}.alpha": torch.tensor(1.0),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -62,260 +27,17 @@ def tiny_base(tmp_path_factory):
 @pytest.fixture
 def world(tmp_path, tiny_base, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    made = World(tmp_path)
+    made = bad.World(tmp_path)
     link_or_copy(tiny_base, made.checkpoints / "tiny.safetensors")
     with hosting(made.host):
         yield made
 
 
-def node(class_type, /, **inputs):
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def filled(graph, specs):
-    """The graph with the defaults of all widgets it does not give."""
-    for entry in graph.values():
-        spec = specs.get(entry.get("class_type"))
-        for name, widget in spec.inputs.items() if spec else ():
-            if widget.is_widget and name not in entry["inputs"] and widget.required:
-                if "default" in widget.options:
-                    entry["inputs"][name] = widget.options["default"]
-                elif widget.choices:
-                    entry["inputs"][name] = widget.choices[0]
-    return graph
-
-
-def train(**changes):
-    """A training graph; NODE__INPUT=value changes an input, None takes it out."""
-    graph = {
-        "base": node("AtelierOpenBase", base_name="tiny.safetensors", dtype="fp32"),
-        "data": node("AtelierOpenDataset", folder="good", reg_folder=""),
-        "net": node("AtelierNetworkLora", rank=2, alpha=1.0),
-        "opt": node("AtelierOptimizerAdamw"),
-        "blocks": node("AtelierBlocks", blocks="ALL"),
-        "train": node(
-            "AtelierTrainLora", base=["base", 0], dataset=["data", 0], network=["net", 0], optimizer=["opt", 0],
-            blocks=["blocks", 0], run_name="try", steps=2, resolution_px=64, bucket_min_px=64, bucket_max_px=64,
-        ),
-    }  # fmt: skip
-    return changed(graph, changes)
-
-
-def draw(**changes):
-    """A drawing graph with a LoRA and a grid."""
-    graph = {
-        "base": node("AtelierOpenBase", base_name="tiny.safetensors", dtype="fp32"),
-        "load": node("AtelierBaseToModel", base=["base", 0]),
-        "lora": node("AtelierOpenLora", lora_name="good.safetensors"),
-        "x": node("AtelierAxisSteps", steps="1, 2"),
-        "grid": node(
-            "AtelierXYGrid", model=["load", 0], clip=["load", 1], vae=["load", 2], lora=["lora", 0], x=["x", 0],
-            prompt="red", steps=2, width_px=64, height_px=64,
-        ),
-        "score": node("AtelierScoreGrid", grid=["grid", 1], trigger="red", concept_tag="red"),
-    }  # fmt: skip
-    return changed(graph, changes)
-
-
-def core(**changes):
-    """A graph of core nodes."""
-    graph = {
-        "load": node("CheckpointLoaderSimple", ckpt_name="tiny.safetensors"),
-        "lora": node("LoraLoader", model=["load", 0], clip=["load", 1], lora_name="good.safetensors"),
-        "pos": node("CLIPTextEncode", clip=["lora", 1], text="red"),
-        "neg": node("CLIPTextEncode", clip=["lora", 1], text=""),
-        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "sample": node(
-            "KSampler", model=["lora", 0], positive=["pos", 0], negative=["neg", 0], latent_image=["empty", 0], steps=1
-        ),
-        "decode": node("VAEDecode", samples=["sample", 0], vae=["load", 2]),
-        "save": node("SaveImage", images=["decode", 0]),
-    }  # fmt: skip
-    return changed(graph, changes)
-
-
-def changed(graph, changes):
-    for key, value in changes.items():
-        name, _, entry = key.partition("__")
-        if not entry:
-            if value is None:
-                del graph[name]
-            else:
-                graph[name] = value
-        elif value is None:
-            del graph[name]["inputs"][entry]
-        else:
-            graph[name]["inputs"][entry] = value
-    return graph
-
-
-def broken_pictures(world):
-    (world.input / "broken").mkdir()
-    (world.input / "broken" / "a.png").write_bytes(b"not a picture")
-    (world.input / "broken" / "b.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
-    (world.input / "broken" / "c.webp").write_bytes(b"")
-
-
-def empty_folder(world):
-    (world.input / "empty").mkdir()
-
-
-def thin_picture(world):
-    save_picture(world.input / "thin" / "a.png", (1, 10000))
-
-
-def giant_claim(world):
-    (world.input / "giant").mkdir()
-    (world.input / "giant" / "a.png").write_bytes(png_header_only(60000, 60000))
-
-
-def caption_folder(world):
-    save_picture(world.input / "captioned" / "a.png", (64, 64))
-    (world.input / "captioned" / "a.txt").mkdir()
-
-
-def caption_bytes(world):
-    save_picture(world.input / "bytes" / "a.png", (64, 64))
-    (world.input / "bytes" / "a.txt").write_bytes(b"\xff\xfe\x00broken\xd8")
-
-
-def link_outside(world):
-    try:
-        (world.input / "link").symlink_to(world.outside, target_is_directory=True)
-    except OSError:
-        pytest.skip("no symbolic links here")
-
-
-def folder_is_file(world):
-    (world.input / "file").write_bytes(b"x")
-
-
-def truncated_base(world):
-    data = (world.checkpoints / "tiny.safetensors").read_bytes()
-    (world.checkpoints / "cut.safetensors").write_bytes(data[: len(data) // 2])
-
-
-def lora_as_base(world):
-    shutil.copyfile(world.loras / "good.safetensors", world.checkpoints / "lora.safetensors")
-
-
-def foreign(name, tensors):
-    def make(world):
-        write_tensors(world.checkpoints / name, {key: torch.zeros(shape) for key, shape in tensors.items()}, {})
-
-    return make
-
-
-UNET = "model.diffusion_model."
-CONTEXT = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-vae_as_base = foreign(
-    "vae.safetensors", {"encoder.conv_in.weight": (8, 3, 3, 3), "decoder.conv_in.weight": (8, 4, 3, 3)}
-)
-sd2_as_base = foreign("sd2.safetensors", {f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3), CONTEXT: (320, 1024)})
-sdxl_as_base = foreign(
-    "sdxl.safetensors",
-    {
-        f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3),
-        f"{UNET}label_emb.0.0.weight": (1280, 2816),
-        f"{UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
-        "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": (768,),
-        "conditioner.embedders.1.model.ln_final.weight": (1280,),
-    },
-)
-flux_as_base = foreign("flux.safetensors", {f"{UNET}double_blocks.0.img_attn.qkv.weight": (8, 8)})
-
-
-def garbage_base(world):
-    (world.checkpoints / "text.safetensors").write_bytes(b"<html>404 not found</html>" * 10)
-
-
-def empty_base(world):
-    (world.checkpoints / "zero.safetensors").write_bytes(b"")
-
-
-def no_vae_base(world):
-    from lora_atelier.core.tensors import TensorFile
-
-    with TensorFile(world.checkpoints / "tiny.safetensors") as file:
-        kept = {key: file.tensor(key) for key in file.keys() if not key.startswith("first_stage_model.")}  # noqa: SIM118
-        write_tensors(world.checkpoints / "novae.safetensors", kept, dict(file.metadata))
-
-
-def pickle_file(world):
-    (world.checkpoints / "old.ckpt").write_bytes(b"\x80\x04not really")
-
-
-def disk_full(world):
-    class Full:
-        total, used, free = 10**9, 10**9, 1000
-
-    world.patch.setattr(core_files.shutil, "disk_usage", lambda path: Full)
-
-
-def output_blocked(world):
-    shutil.rmtree(world.output / "atelier")
-    (world.output / "atelier").write_bytes(b"in the way")
-
-
-def loras_blocked(world):
-    shutil.rmtree(world.loras / "atelier")
-    (world.loras / "atelier").write_bytes(b"in the way")
-
-
-def cut_lora(world):
-    data = (world.loras / "good.safetensors").read_bytes()
-    (world.loras / "cut.safetensors").write_bytes(data[:-20])
-
-
-def foreign_lora(world):
-    write_tensors(world.loras / "sdxl.safetensors", lora_tensors("lora_te2_text_model_encoder_layers_31_mlp_fc1"), {})
-
-
-def narrow_lora(world):
-    write_tensors(world.loras / "narrow.safetensors", lora_tensors(width=32), {})
-
-
-def base_as_lora(world):
-    shutil.copyfile(world.checkpoints / "tiny.safetensors", world.loras / "base.safetensors")
-
-
-def tagger_without_table(world):
-    (world.taggers / "half").mkdir(parents=True)
-    (world.taggers / "half" / "model.onnx").write_bytes(b"no onnx")
-
-
-def bad_settings(world):
-    (world.host.user_dir() / "settings.json").write_text('{"roots": "D:/x"', encoding="utf-8")
-
-
-def bad_roots(world):
-    (world.host.user_dir() / "settings.json").write_text('{"roots": 5}', encoding="utf-8")
-
-
-def broken_image(world):
-    (world.input / "broken.png").write_bytes(b"not a picture")
-
-
-def small_image(world):
-    save_picture(world.input / "small.png", (5, 5))
-
-
-IMAGE = {"load": node("LoadImage", image="x.png"), "save": node("PreviewImage", images=["load", 0])}
-
-
-def image(name, **changes):
-    return changed(json.loads(json.dumps(IMAGE)), {"load__image": name, **changes})
-
-
-def convert(name):
-    return {"convert": node("AtelierConvertCheckpoint", file=name)}
-
-
 nothing = None
 CASES = [
     # id, preparation, graph, what the message must say (all of them; letter case does not matter)
-    ("empty folder", empty_folder, train(data__folder="empty"), ["empty", "picture"]),
-    ("only broken images", broken_pictures, train(data__folder="broken"), ["a.png", "picture"]),
+    ("empty folder", bad.empty_folder, train(data__folder="empty"), ["empty", "picture"]),
+    ("only broken images", bad.broken_pictures, train(data__folder="broken"), ["a.png", "picture"]),
     ("folder outside the roots", nothing, lambda w: train(data__folder=str(w.outside)), ["outside", "settings.json"]),
     ("two dots", nothing, train(data__folder="good/../../outside"), [r"'\.\.'", "without"]),
     ("nul", nothing, train(data__folder="good\0"), ["control character"]),
@@ -328,48 +50,53 @@ CASES = [
     ("no folder named", nothing, train(data__folder="  "), ["empty", "type the name"]),
     ("missing folder", nothing, train(data__folder="goood"), ["no data set folder", "did you mean 'good'"]),
     ("missing reg folder", nothing, train(data__reg_folder="reg"), ["reg", "no data set folder"]),
-    ("folder is a file", folder_is_file, train(data__folder="file"), ["file", "folder"]),
-    ("link outside", link_outside, train(data__folder="link"), ["outside", "settings.json"]),
-    ("1x10000 picture", thin_picture, train(data__folder="thin"), ["1x10000|1 x 10000", "px"]),
+    ("folder is a file", bad.folder_is_file, train(data__folder="file"), ["file", "folder"]),
+    ("link outside", bad.link_outside, train(data__folder="link"), ["outside", "settings.json"]),
+    ("1x10000 picture", bad.thin_picture, train(data__folder="thin"), ["1x10000|1 x 10000", "px"]),
     (
         "picture that claims 60000x60000",
-        giant_claim,
+        bad.giant_claim,
         train(data__folder="giant"),
         ["giant|a.png", "178956970 pixels", "scale it down"],
     ),
-    ("caption that is a folder", caption_folder, train(data__folder="captioned"), ["a.txt", "folder|directory"]),
-    ("caption that is no text", caption_bytes, train(data__folder="bytes"), ["a.txt", "utf-8"]),
+    ("caption that is a folder", bad.caption_folder, train(data__folder="captioned"), ["a.txt", "folder|directory"]),
+    ("caption that is no text", bad.caption_bytes, train(data__folder="bytes"), ["a.txt", "utf-8"]),
     ("repeats 0", nothing, train(data__repeats=0), ["repeats is 0", "from 1"]),
     ("dropout above 1", nothing, train(data__caption_dropout=1.5), ["caption_dropout is 1.5", "from 0"]),
     (
         "truncated checkpoint",
-        truncated_base,
+        bad.truncated_base,
         train(base__base_name="cut.safetensors"),
         ["cut.safetensors", "trunc|short|cut off|complete"],
     ),
     (
         "lora as base",
-        lora_as_base,
+        bad.lora_as_base,
         train(base__base_name="lora.safetensors"),
         ["lora.safetensors is a LoRA", "full checkpoint"],
     ),
     (
         "vae as base",
-        vae_as_base,
+        bad.vae_as_base,
         train(base__base_name="vae.safetensors"),
         ["vae.safetensors is a VAE", "full checkpoint"],
     ),
-    ("sd2 as base", sd2_as_base, train(base__base_name="sd2.safetensors"), ["Stable Diffusion 2|SD ?2", "1.x"]),
-    ("sdxl as base", sdxl_as_base, train(base__base_name="sdxl.safetensors"), ["SDXL|Stable Diffusion XL", "1.x"]),
-    ("flux as base", flux_as_base, train(base__base_name="flux.safetensors"), ["Flux", "1.x"]),
-    ("web page as base", garbage_base, train(base__base_name="text.safetensors"), ["text.safetensors", "safetensors"]),
+    ("sd2 as base", bad.sd2_as_base, train(base__base_name="sd2.safetensors"), ["Stable Diffusion 2|SD ?2", "1.x"]),
+    ("sdxl as base", bad.sdxl_as_base, train(base__base_name="sdxl.safetensors"), ["SDXL|Stable Diffusion XL", "1.x"]),
+    ("flux as base", bad.flux_as_base, train(base__base_name="flux.safetensors"), ["Flux", "1.x"]),
+    (
+        "web page as base",
+        bad.garbage_base,
+        train(base__base_name="text.safetensors"),
+        ["text.safetensors", "safetensors"],
+    ),
     (
         "empty file as base",
-        empty_base,
+        bad.empty_base,
         train(base__base_name="zero.safetensors"),
         ["zero.safetensors", "empty|trunc|short"],
     ),
-    ("base without vae", no_vae_base, train(base__base_name="novae.safetensors"), ["VAE", "novae.safetensors"]),
+    ("base without vae", bad.no_vae_base, train(base__base_name="novae.safetensors"), ["VAE", "novae.safetensors"]),
     ("missing base", nothing, train(base__base_name="tinny.safetensors"), ["base", "did you mean 'tiny.safetensors'"]),
     ("unknown dtype", nothing, train(base__dtype="fp64"), ["dtype", "fp32"]),
     ("nan learning rate", nothing, train(opt__lr_unet=math.nan), ["lr_unet is nan", "finite number"]),
@@ -415,9 +142,9 @@ CASES = [
         train(obj=node("AtelierObjectiveEpsilon", min_timestep=900, max_timestep=100), train__objective=["obj", 0]),
         ["min_timestep", "900", "100"],
     ),
-    ("disk full", disk_full, train(), ["disk", "free"]),
-    ("output not writable", output_blocked, train(), ["atelier", "could not|in the way|not a folder"]),
-    ("loras folder not writable", loras_blocked, train(), ["atelier", "could not|in the way|not a folder"]),
+    ("disk full", bad.disk_full, train(), ["disk", "free"]),
+    ("output not writable", bad.output_blocked, train(), ["atelier", "could not|in the way|not a folder"]),
+    ("loras folder not writable", bad.loras_blocked, train(), ["atelier", "could not|in the way|not a folder"]),
     (
         "missing lora",
         nothing,
@@ -426,20 +153,20 @@ CASES = [
     ),
     (
         "truncated lora",
-        cut_lora,
+        bad.cut_lora,
         draw(lora__lora_name="cut.safetensors"),
         ["cut.safetensors", "trunc|short|cut off|complete"],
     ),
-    ("checkpoint as lora", base_as_lora, draw(lora__lora_name="base.safetensors"), ["base.safetensors", "LoRA"]),
+    ("checkpoint as lora", bad.base_as_lora, draw(lora__lora_name="base.safetensors"), ["base.safetensors", "LoRA"]),
     (
         "lora of another family",
-        foreign_lora,
+        bad.foreign_lora,
         core(lora__lora_name="sdxl.safetensors"),
         ["none of the LoRA", "trained for"],
     ),
     (
         "lora of another width",
-        narrow_lora,
+        bad.narrow_lora,
         core(lora__lora_name="narrow.safetensors"),
         ["another architecture", "32, 32", "64, 64"],
     ),
@@ -458,9 +185,14 @@ CASES = [
     ("empty axis", nothing, draw(x__steps=" , "), ["steps", "empty|no|one"]),
     ("picture of no width", nothing, draw(grid__width_px=0), ["width_px is 0", "from 16"]),
     ("missing tagger", nothing, draw(score__tagger_name="wd-vit"), ["tagger_name", "pico"]),
-    ("broken tagger", tagger_without_table, draw(score__tagger_name="half"), ["half|model.onnx", "selected_tags.csv"]),
-    ("broken settings", bad_settings, train(), ["settings.json", "JSON"]),
-    ("settings without a list", bad_roots, train(), ["settings.json", "list"]),
+    (
+        "broken tagger",
+        bad.tagger_without_table,
+        draw(score__tagger_name="half"),
+        ["half|model.onnx", "selected_tags.csv"],
+    ),
+    ("broken settings", bad.bad_settings, train(), ["settings.json", "JSON"]),
+    ("settings without a list", bad.bad_roots, train(), ["settings.json", "list"]),
     (
         "unknown node class",
         nothing,
@@ -484,10 +216,10 @@ CASES = [
     ("missing picture", nothing, image("x.png"), ["x.png", "no picture"]),
     ("picture outside the input", nothing, image("../../outside/a.png"), [r"'\.\.'", "without"]),
     ("picture that is a folder", nothing, image("good"), ["good", "folder"]),
-    ("broken picture", broken_image, image("broken.png"), ["broken.png", "cannot be read"]),
+    ("broken picture", bad.broken_image, image("broken.png"), ["broken.png", "cannot be read"]),
     (
         "picture of 5 px",
-        small_image,
+        bad.small_image,
         {
             **core(sample__latent_image=["enc", 0]),
             "img": node("LoadImage", image="small.png"),
@@ -495,7 +227,7 @@ CASES = [
         },
         ["5x5", "at least 8"],
     ),
-    ("old file that is none", pickle_file, convert("old.ckpt"), ["old.ckpt"]),
+    ("old file that is none", bad.pickle_file, convert("old.ckpt"), ["old.ckpt"]),
     ("old file that is missing", nothing, convert("older.ckpt"), ["older.ckpt", "no checkpoint file"]),
 ]
 
@@ -536,8 +268,6 @@ def test_bad_input(world, monkeypatch, prepare, graph, said):
 
 
 def check_message(message, said):
-    import re
-
     assert "\n" not in message.strip(), message
     assert len(message) < 900, message
     for part in said:
@@ -578,8 +308,6 @@ def test_base_dir_that_is_a_file(tmp_path):
 
 
 def test_good_graphs_pass_the_same_checks(world):
-    from lora_atelier.headless.runner import check_local
-
     specs = local_specs()[1]
     for graph in (train(), draw(), core()):
         assert check_local(graph_from_json(filled(json.loads(json.dumps(graph)), specs), specs)) == ()
