@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -202,12 +202,16 @@ def _events(server: Server) -> Iterator[Callable[[float], Mapping[str, Any] | No
     except ImportError as cause:
         raise missing_library("websockets", "following a run on a server", "pip install websockets") from cause
     address = "ws" + server.url.removeprefix("http") + f"/ws?clientId={server.client_id}"
-    try:
-        socket = connect(address, max_size=None, open_timeout=_HTTP_TIMEOUT_S)
-    except (OSError, WebSocketException) as cause:
-        raise ServerError(
-            f"no ComfyUI server answers at {server.url} ({cause}); start it or correct --server."
-        ) from cause
+    with ExitStack() as stack:
+        try:
+            socket = stack.enter_context(connect(address, max_size=None, open_timeout=_HTTP_TIMEOUT_S))
+        except (OSError, WebSocketException) as cause:
+            text = f"no ComfyUI server answers at {server.url} ({cause}); start it or correct --server."
+            raise ServerError(text) from cause
+        yield _next_event_of(socket, ConnectionClosed)
+
+
+def _next_event_of(socket: Any, closed: type[Exception]) -> Callable[[float], Mapping[str, Any] | None]:
     lost = False
 
     def next_event(timeout_s: float) -> Mapping[str, Any] | None:
@@ -221,7 +225,7 @@ def _events(server: Server) -> Iterator[Callable[[float], Mapping[str, Any] | No
                 message = socket.recv(timeout=left)
             except TimeoutError:
                 return None
-            except ConnectionClosed:
+            except closed:
                 lost = True
                 continue
             if isinstance(message, str):
@@ -229,10 +233,7 @@ def _events(server: Server) -> Iterator[Callable[[float], Mapping[str, Any] | No
                 return event
         return None
 
-    try:
-        yield next_event
-    finally:
-        socket.close()
+    return next_event
 
 
 def _follow(
