@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _ANNOTATION = re.compile(r"^(?P<name>.*?) ?\[(?P<folder>input|output|temp)\]$")
+_DATE_MARK = re.compile(r"%date:(?P<format>[^%]*)%")
 MAX_RESOLUTION_PX = 16384
 
 
@@ -401,9 +402,21 @@ def _save_place(root: Path, kind: str, prefix: str, width_px: int, height_px: in
     two_digits |= {"minute": now.tm_min, "second": now.tm_sec}
     for mark, value in {**marks, **{name: f"{number:02}" for name, number in two_digits.items()}}.items():
         prefix = prefix.replace(f"%{mark}%", str(value))
+    prefix = _DATE_MARK.sub(lambda mark: _date_text(mark["format"], now), prefix)
     roots = Roots(folders={kind: (root,)})
     target = roots.resolve(prefix.replace("%batch_num%", "0"), (kind,), must_exist=False, what="file name prefix")
     return target.parent, prefix.replace("\\", "/").rstrip("/ ").rsplit("/", 1)[-1]
+
+
+def _date_text(pattern: str, now: time.struct_time) -> str:
+    """A date as the page writes it for %date:yyyy-MM-dd hh_mm_ss%; doubled letters are padded with zeros."""
+    values = {"y": now.tm_year, "M": now.tm_mon, "d": now.tm_mday, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
+
+    def written(mark: re.Match[str]) -> str:
+        text = str(values[mark[0][0]])
+        return text[-2:] if mark[0] == "yy" else text.zfill(len(mark[0]))
+
+    return re.sub(r"yyyy|yy|MM?|dd?|hh?|mm?|ss?", written, pattern)
 
 
 def _next_counter(folder: Path, name: str) -> int:

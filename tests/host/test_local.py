@@ -308,6 +308,13 @@ def test_save_and_load_image(host):
         LoadImage().load_image("/etc/hostname")
 
 
+def test_date_marks_of_the_page(host):
+    saved = SaveImage().save_images(torch.zeros(1, 8, 8, 3), "%date:yyyy-MM-dd%/x_%year%%month%%day%")
+    entry = saved["ui"]["images"][0]
+    assert entry["filename"] == f"x_{entry['subfolder'].replace('-', '')}_00001_.png"
+    assert len(entry["subfolder"]) == len("2026-01-01")
+
+
 def test_load_image_turns_and_reads_alpha(host):
     picture = Image.new("RGBA", (4, 2), (255, 0, 0, 51))
     picture.save(host.input_dir() / "a.png")
