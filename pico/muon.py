@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_Job = tuple[list[tuple[nn.Parameter, Tensor]], float, float]
+"""(weights of one shape with their momentum, learning rate, weight decay)."""
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -33,6 +36,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
         """Take weights of two or more dimensions; convolution kernels count as [out, in x height x width]."""
         super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.run: Callable[[Callable[[_Job], None], Iterable[_Job]], Iterable[None]] = map
+        """How the updates of different shapes are worked through; a thread pool's `map` shares them out."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -47,12 +52,18 @@ class Muon(torch.optim.Optimizer):
                 buffer.lerp_(weight.grad, 1 - group["momentum"])
                 ahead = weight.grad.lerp(buffer, group["momentum"]).flatten(1)
                 same_shape.setdefault((ahead.shape[0], ahead.shape[1]), []).append((weight, ahead))
-            for (rows, columns), members in same_shape.items():
-                updates = orthogonalised(torch.stack([ahead for _, ahead in members]))
-                size = 0.2 * max(rows, columns) ** 0.5
-                for (weight, _), update in zip(members, updates, strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(update.view_as(weight), alpha=-group["lr"] * size)
+            jobs = [(members, group["lr"], group["weight_decay"]) for members in same_shape.values()]
+            list(self.run(_update, jobs))
+
+
+@torch.no_grad()
+def _update(job: _Job) -> None:
+    members, lr, weight_decay = job
+    updates = orthogonalised(torch.stack([ahead for _, ahead in members]))
+    size = 0.2 * max(updates.shape[1:]) ** 0.5
+    for (weight, _), update in zip(members, updates, strict=True):
+        weight.mul_(1 - lr * weight_decay)
+        weight.add_(update.view_as(weight), alpha=-lr * size)
 
 
 def split_weights(*modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

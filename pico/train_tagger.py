@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 class TaggerTraining:
     """What decides the tagger's weights."""
 
-    steps: int = 3600
+    steps: int = 2400
     seed: int = 37
-    drawings: int = 20000
-    decoded: int = 5000
+    drawings: int = 16000
+    decoded: int = 2400
     batch: int = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 60

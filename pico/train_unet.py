@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import sizes, world
 from .export import fold_latent_scale, write_base
 from .generate import TRAIN_TIMESTEPS, Painter, alphas_cumprod
-from .muon import muon_and_adamw, set_rates
+from .muon import Muon, muon_and_adamw, set_rates
 from .progress_file import ProgressLine, load_state, load_tensors, save_state, save_tensors
 from .sheets import sample_sheet
 from .tokenizer import END, START, Vocabulary, build, encode
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class BaseTraining:
     """What decides the weights of UNet and text encoder."""
 
-    steps: int = 4000
+    steps: int = 2600
     seed: int = 23
     drawings: int = 16384
     batch: int = 32
@@ -47,6 +47,7 @@ class BaseTraining:
     caption_keep: float = 0.65
     snr_gamma: float = 5.0
     least_weight: float = 0.2
+    loud_floor: float = 0.01
     save_every_steps: int = 250
 
 
@@ -121,15 +122,28 @@ def training_batch(drawings: Drawings, settings: BaseTraining, step: int) -> tup
 
 
 def noise_weights(settings: BaseTraining) -> Tensor:
-    """[1000] min-SNR weights of the epsilon loss (Hang et al. 2023, eq. 6), never below `least_weight`."""
+    """[1000] weights of the epsilon loss.
+
+    Where little noise is left, min-SNR (Hang et al. 2023, eq. 6), never below `least_weight`. Where almost all is noise
+    (SNR < 1) the weight rises with 1 / sqrt(SNR): on so few latents the background is told from the picture itself
+    everywhere else, so that only there the words are needed, and there the plain loss hardly counts.
+    """
     bars = alphas_cumprod()
     snr = bars / (1 - bars)
-    return (snr.clamp(max=settings.snr_gamma) / snr).clamp(min=settings.least_weight).float()
+    quiet = (snr.clamp(max=settings.snr_gamma) / snr).clamp(min=settings.least_weight)
+    return torch.maximum(quiet, (snr + settings.loud_floor).rsqrt().clamp(min=settings.least_weight)).float()
 
 
 def _follow(average: nn.Module, live: nn.Module, decay: float) -> None:
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    gradients: list[Tensor]
+    loss: float
+    plain: float
 
 
 class BaseTrainer:
@@ -171,7 +185,11 @@ class BaseTrainer:
         would meet a thousand times and wait whenever another program takes a core.
         """
         everything = self._weights()
+        torch.set_num_threads(1)
         workers = ThreadPoolExecutor(self.settings.shards, initializer=torch.set_num_threads, initargs=(1,))
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, Muon):
+                optimizer.run = workers.map
         self.unet.train()
         self.text.train()
         while self.step < self.settings.steps:
@@ -188,8 +206,8 @@ class BaseTrainer:
             ]
             found = [part.result() for part in parts]
             for place, weight in enumerate(everything):
-                weight.grad = sum(gradients[place] for gradients, _, _ in found)
-            loss, plain = (sum(part[i] for part in found) for i in (1, 2))
+                weight.grad = torch.stack([part.gradients[place] for part in found]).sum(dim=0)
+            loss, plain = sum(part.loss for part in found), sum(part.plain for part in found)
             torch.nn.utils.clip_grad_norm_(everything, 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -200,17 +218,16 @@ class BaseTrainer:
             _follow(self.text_average, self.text, decay)
             yield self.step, loss, plain
 
-    def _gradients(
-        self, clean: Tensor, noise: Tensor, times: Tensor, tokens: Tensor
-    ) -> tuple[list[Tensor], float, float]:
-        """A part of a batch: gradients of its share of the mean loss, that share, and the plain epsilon loss's."""
+    def _gradients(self, clean: Tensor, noise: Tensor, times: Tensor, tokens: Tensor) -> _Part:
+        """What a part of a batch adds to the gradients and to the two losses."""
         bar = self._bars[times][:, None, None, None]
         context = self.text(tokens).last_hidden_state
         seen = self.unet(bar.sqrt() * clean + (1 - bar).sqrt() * noise, times, context).sample
         errors = (seen - noise).square().mean(dim=(1, 2, 3))
         loss = (self._noise_weights[times] * errors).sum() / self.settings.batch
         gradients = torch.autograd.grad(loss, self._weights(), materialize_grads=True)
-        return list(gradients), loss.item(), errors.sum().item() / self.settings.batch
+        plain = errors.sum().item() / self.settings.batch
+        return _Part(gradients=list(gradients), loss=loss.item(), plain=plain)
 
     def save(self) -> None:
         """Write the state a killed run continues from."""

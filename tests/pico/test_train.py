@@ -1,7 +1,5 @@
 """Training stages: a stopped and continued stage ends with the same weights, and each step's data is its own."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -110,10 +108,11 @@ def test_outer_layers_are_left_to_adamw():
     assert len(others) == 3
 
 
-def test_noise_weights_are_min_snr_with_a_floor():
-    settings = train_unet.BaseTraining()
-    weights = train_unet.noise_weights(settings)
-    assert weights[0] == settings.least_weight
-    assert weights[-1] == 1.0
-    unfloored = train_unet.noise_weights(dataclasses.replace(settings, least_weight=0.0))
-    assert unfloored[0] < 0.01
+def test_noise_weights_are_min_snr_where_quiet_and_rise_where_loud():
+    weights = train_unet.noise_weights(train_unet.BaseTraining())
+    bars = train_unet.alphas_cumprod()
+    snr = bars / (1 - bars)
+    assert weights[0] == pytest.approx(train_unet.BaseTraining().least_weight)
+    assert weights[int((snr - 1).abs().argmin())] == pytest.approx(1.0, abs=0.02)
+    assert weights[-1] == pytest.approx(float((snr[-1] + 0.01) ** -0.5))
+    assert (weights[600:].diff() > 0).all()
