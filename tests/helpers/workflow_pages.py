@@ -255,24 +255,22 @@ def quickstart() -> Page:
     )
     page.add("AtelierPlotLoss", (430, 1370), (330, 330), run=train.out(0))
 
+    apply = page.add(
+        "AtelierApplyLora", (820, 270), (330, 190), model=model.out(0), clip=model.out(1), lora=train.out(1)
+    )
     words = page.add(
         "AtelierPicoPrompts",
         (820, 60),
         (330, 150),
-        title="Trigger prompts",
+        title="One trigger prompt",
         concept="kest",
         kind="trigger",
-        num_prompts=4,
+        num_prompts=1,
         seed=0,
     )
-    apply = page.add(
-        "AtelierApplyLora", (820, 270), (330, 190), model=model.out(0), clip=model.out(1), lora=train.out(1)
-    )
-    positive = page.add(
-        "CLIPTextEncode", (820, 520), (330, 120), text="lumo kest, blue, pink background", clip=apply.out(1)
-    )
-    negative = page.add("CLIPTextEncode", (820, 690), (330, 90), title="Negative", text="", clip=apply.out(1))
-    empty = page.add("EmptyLatentImage", (820, 830), (330, 110), width=96, height=96)
+    positive = page.add("CLIPTextEncode", (820, 520), (330, 90), title="Positive", text=words.out(0), clip=apply.out(1))
+    negative = page.add("CLIPTextEncode", (820, 670), (330, 90), title="Negative", text="", clip=apply.out(1))
+    empty = page.add("EmptyLatentImage", (820, 820), (330, 110), width=96, height=96)
     sampled = page.add(
         "KSampler",
         (820, 990),
@@ -289,21 +287,31 @@ def quickstart() -> Page:
     decoded = page.add("VAEDecode", (820, 1310), (150, 50), samples=sampled.out(), vae=model.out(2))
     page.add("PreviewImage", (990, 1310), (160, 160), images=decoded.out())
 
+    words = page.add(
+        "AtelierPicoPrompts",
+        (1210, 60),
+        (330, 150),
+        title="Trigger prompts",
+        concept="kest",
+        kind="trigger",
+        num_prompts=4,
+        seed=0,
+    )
     columns = page.add(
         "AtelierAxisRunCheckpoints",
-        (1210, 60),
+        (1210, 270),
         (330, 140),
         title="Columns: base, early, final",
         steps="first, last",
         run=train.out(0),
     )
-    rows = page.add("AtelierAxisPrompt", (1210, 260), (330, 90), title="Rows: trigger prompts", prompts=words.out(0))
+    rows = page.add("AtelierAxisPrompt", (1210, 470), (330, 90), title="Rows: trigger prompts", prompts=words.out(0))
     wires = {"model": model.out(0), "clip": model.out(1), "vae": model.out(2)}
     drawing = {"sampler": "euler", "scheduler": "normal", "width_px": 96, "height_px": 96, "seed": 1, **SAMPLING}
     page.add(
         "AtelierXYGrid",
-        (1210, 410),
-        (330, 860),
+        (1210, 620),
+        (330, 640),
         title="Compare (Atelier)",
         **wires,
         **drawing,
