@@ -72,7 +72,7 @@ class RunRecorder:
             StorageError: the disk is full or cannot be written; older checkpoints are as they were.
         """
         old = list_checkpoints(self.run.folder)
-        if any(point.step == step and (point.kept or not kept) for point in old):
+        if any(point.step == step and (point.lora_path is not None or not kept) for point in old):
             return
         with_lora = kept and not self._nothing_yet(step)
         self.run.sync_metrics()

@@ -327,7 +327,12 @@ def _check_space(plan: Plan, run: RunFolder, places: Places) -> None:
 
 def _finish(run: RunFolder, recorder: RunRecorder, plan: Plan, *, steps_done: int) -> RunResult:
     info = open_run(run.folder)
-    checkpoint = next(point for point in reversed(list_checkpoints(run.folder)) if point.step >= recorder.total_steps)
+    checkpoint = list_checkpoints(run.folder)[-1]
+    if checkpoint.lora_path is None:
+        # The last state was there, but its LoRA was deleted by hand.
+        seconds, images_seen = facts_of(checkpoint)
+        recorder.save(checkpoint.step, seconds=seconds, images_seen=images_seen, kept=True)
+        checkpoint = list_checkpoints(run.folder)[-1]
     path = run.publish(checkpoint, recorder.loras_dir, file_name=recorder.file_name(checkpoint.step))
     if path is None:
         raise TrainingError(

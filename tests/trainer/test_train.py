@@ -232,3 +232,14 @@ def test_a_damaged_checkpoint_is_passed_over(job: MakeJob, places: Places, whole
     progress = RecordingProgress()
     assert_same_run(train_lora(job(**WHOLE), progress=progress, **places), whole_run)
     assert any("damaged and passed over" in line for line in progress.lines)
+
+
+def test_a_deleted_final_lora_is_written_again(job: MakeJob, places: Places) -> None:
+    first = train_lora(job(steps=2), **places)
+    expected = model_hash(first.lora_path)
+    for path in (first.lora_path, first.run.folder / "checkpoints" / "step-00000002" / "lora.safetensors"):
+        path.unlink()
+    again = train_lora(job(steps=2), **places)
+    assert again.steps_done == 0
+    assert model_hash(again.lora_path) == expected
+    assert open_run(again.run.folder).finished
