@@ -12,6 +12,7 @@ from .specs import InputSpec, NodeSpec
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
+_PACK_MARK = " (atelier)"
 
 
 def apply_overrides(graph: Graph, settings: Iterable[str], specs: Mapping[str, NodeSpec]) -> Graph:
@@ -49,8 +50,8 @@ def find_node(graph: Graph, name: str) -> Node:
     if name in graph.nodes:
         return graph.nodes[name]
     wanted = name.lower()
-    for attribute in ("title", "class_type"):
-        found = [node for node in graph.nodes.values() if getattr(node, attribute).lower() == wanted]
+    for names_of in (_titles, _classes):
+        found = [node for node in graph.nodes.values() if wanted in names_of(node)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -59,6 +60,16 @@ def find_node(graph: Graph, name: str) -> Node:
     names = {node.id for node in graph.nodes.values()}
     names |= {node.title for node in graph.nodes.values()} | {node.class_type for node in graph.nodes.values()}
     raise unknown_name("node in --set", name, sorted(names))
+
+
+def _titles(node: Node) -> tuple[str, ...]:
+    """The title as shown, and without the pack's mark behind it."""
+    title = node.title.lower()
+    return title, title.removesuffix(_PACK_MARK).strip()
+
+
+def _classes(node: Node) -> tuple[str, ...]:
+    return (node.class_type.lower(),)
 
 
 def _value(spec: NodeSpec | None, node: Node, input_name: str, text: str) -> Any:

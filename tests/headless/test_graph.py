@@ -77,6 +77,12 @@ def test_overrides_by_id_title_and_class():
     assert run(GOOD, ["2.text=a=b.c"]).ui["4"]["text"] == ["A=B.CA=B.C:2.0"]
 
 
+def test_the_packs_mark_may_be_left_out_of_a_title():
+    data = {**GOOD, "1": {**GOOD["1"], "_meta": {"title": "How Many (Atelier)"}}}
+    assert run(data, ["How Many.factor=1"]).ui["4"]["text"] == ["HATHAT:4.0"]
+    assert run(data, ["how many (atelier).factor=1"]).ui["4"]["text"] == ["HATHAT:4.0"]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
