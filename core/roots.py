@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from .errors import InputError, StorageError, nearest_names
 
@@ -20,6 +20,7 @@ _QUOTES = ('"', "'", "\u201c\u201d", "\u2018\u2019", "`")
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _FORBIDDEN_IN_NEW_NAMES = re.compile(r'[<>"|?*]')
 _MAX_SHOWN_CHARS = 120
+_ON_WINDOWS = os.name == "nt"
 
 
 def is_reserved_name(name: str) -> bool:
@@ -69,6 +70,8 @@ class Roots:
             raise StorageError(f"there is no folder for a {what}: no {' or '.join(kinds)} folder is set up")
         outside: Path | None = None
         candidates = [Path(cleaned)] if absolute else [root / cleaned for root in roots]
+        if absolute and _ON_WINDOWS and not _lies_below(cleaned, roots):
+            candidates, outside = [], Path(cleaned)
         for candidate in candidates if must_exist else candidates[:1]:
             real = _real(candidate)
             if not any(real.is_relative_to(_real(root)) for root in roots):
@@ -125,7 +128,7 @@ def _is_absolute(cleaned: str, name: str, what: str) -> bool:
         raise InputError(f"the {what} {_shown(name)} starts with '~', which is not followed; write the whole path")
     if cleaned.startswith(("//?/", "//./")):
         raise InputError(f"the {what} {_shown(name)} is a device path, which is not allowed; write an ordinary path")
-    if os.name == "nt":
+    if _ON_WINDOWS:
         if _DRIVE.match(cleaned) and not cleaned[2:].startswith("/"):
             raise InputError(f"the {what} {_shown(name)} names a drive without a '\\' after it; write the whole path")
         return bool(_DRIVE.match(cleaned)) or cleaned.startswith("/")
@@ -152,6 +155,16 @@ def _check_parts(cleaned: str, name: str, what: str, *, new: bool) -> None:
                 f'the {what} {_shown(name)} cannot be a name on Windows: leave out < > " | ? * and a dot or space at '
                 "the end"
             )
+
+
+def _lies_below(cleaned: str, roots: Sequence[Path]) -> bool:
+    """Tells by the letters alone whether a Windows path lies below a root, or below where a root really lies.
+
+    On Windows even a look at ``//server/share`` or at a network drive sends the user's credentials to that server,
+    so this comes before anything that touches the path.
+    """
+    given = PureWindowsPath(cleaned)
+    return any(given.is_relative_to(PureWindowsPath(place)) for root in roots for place in (root, _real(root)))
 
 
 def _real(path: Path) -> Path:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from lora_atelier.core import roots as roots_module
 from lora_atelier.core.errors import AtelierError, InputError, StorageError
 from lora_atelier.core.files import Roots
 
@@ -174,3 +175,22 @@ def test_contains(world, roots):
     assert not roots.contains(world / "elsewhere")
     assert not roots.contains(world / "input" / ".." / "elsewhere")
     assert not roots.contains("cats\0")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [r"\\evil\share\cats", "//evil/share", "Z:/cats", r"z:\cats", r"\??\UNC\evil\share", r"\Windows"],
+)
+def test_on_windows_a_path_outside_is_refused_before_it_is_touched(world, roots, monkeypatch, name):
+    monkeypatch.setattr(roots_module, "_ON_WINDOWS", True)
+    real = os.path.realpath
+
+    def realpath_of_roots(path, **options):
+        assert str(path).startswith(str(world)), f"{path} was touched"
+        return real(path, **options)
+
+    monkeypatch.setattr(roots_module.os.path, "realpath", realpath_of_roots)
+    for must_exist in (True, False):
+        with pytest.raises(AtelierError):
+            roots.resolve(name, KINDS, must_exist=must_exist)
+    assert roots.resolve(str(world / "datasets" / "birds"), KINDS) == world.resolve() / "datasets" / "birds"
