@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import AtelierError, unknown_name
+from ..trainer.run import RunRef, open_run
 from .execute import Outcome
 from .graph import Graph
 from .runner import load_graph, local_specs, output_files, run_local
@@ -80,17 +81,15 @@ def figures(graph: Graph, outcome: Outcome, host: TerminalHost) -> dict[str, Any
         "trigger_recall_trained": trained["trigger_recall"],
         "false_triggers": trained["false_triggers"],
         "other_prompts_kept": trained["kept"],
-        "seconds_train": round(_seconds_trained(run, outcome.seconds[train]), 1),
+        "seconds_train": round(_seconds_trained(run), 1),
         "grid": str(sheets[0]),
         "lora": str(lora.path),
     }
 
 
-def _seconds_trained(run: Any, node_seconds: float) -> float:
+def _seconds_trained(run: RunRef) -> float:
     """What the run itself counted, so that a run found finished on disk is not reported as trained in no time."""
-    status = run.folder / "status.json"
-    counted = json.loads(status.read_text(encoding="utf-8")).get("seconds") if status.is_file() else None
-    return max(float(counted or 0.0), node_seconds)
+    return float(open_run(run.folder).status["seconds_training"])
 
 
 def _only(graph: Graph, class_type: str) -> str:

@@ -162,7 +162,8 @@ def seed_spec(name, **inputs):
 def test_quickstart_figures(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    (run / "status.json").write_text('{"seconds": 61.25}', encoding="utf-8")
+    (run / "manifest.json").write_text('{"key": "k", "run_name": "r", "total_steps": 3}', encoding="utf-8")
+    (run / "status.json").write_text('{"state": "finished", "seconds_training": 2.25}', encoding="utf-8")
 
     class Handle:
         folder = run
@@ -199,7 +200,7 @@ def test_quickstart_figures(tmp_path):
         "trigger_recall_trained": 0.9,
         "false_triggers": 0.01,
         "other_prompts_kept": 0.97,
-        "seconds_train": 61.2,
+        "seconds_train": 2.2,
         "grid": str(tmp_path / "base" / "output" / "x" / "g.png"),
         "lora": str(tmp_path / "a.safetensors"),
     }
