@@ -12,6 +12,7 @@ from ..core.errors import TrainingError
 from ..core.files import ensure_space
 from ..core.progress import Progress
 from ..dataset.captions import caption_for, captions_vary
+from ..families._checkpointing import recompute_activations
 from ..families._spec import Components
 from ..networks._attach import AdapterSet
 from .caches import LatentCache
@@ -24,13 +25,6 @@ from .plan import Checked, Plan, make_plan, saves_at
 from .precision import Precision
 from .recorder import RunRecorder, facts_of
 from .run import RunFolder, RunRef, open_run
-
-CHECKPOINTING_METHODS = (
-    "enable_gradient_checkpointing",
-    "activation_checkpointing_enable",
-    "gradient_checkpointing_enable",
-)
-"""How diffusers, transformers from 5 on, and older transformers call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,10 +298,7 @@ def _prepare(components: Components, *, gradient_checkpointing: bool) -> None:
     for module in (components.unet, *components.text_encoders):
         module.requires_grad_(False)
         if gradient_checkpointing:
-            # transformers and diffusers only do it in training mode; SD1.x has no dropout that this would switch on
-            module.train()
-            enable = next(getattr(module, name) for name in CHECKPOINTING_METHODS if hasattr(module, name))
-            enable()
+            recompute_activations(module)
 
 
 def _build_optimizer(checked: Checked, adapter: AdapterSet) -> torch.optim.Optimizer:
