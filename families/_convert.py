@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from ..core.errors import FormatError, InputError, MissingLibraryError, StorageError
+from ..core.files import ensure_space, sha256_file
 from ..core.progress import Progress
-from ..core.tensors import write_tensors
+from ..core.tensors import read_header, write_tensors
 
 MINIMUM_TORCH = (2, 10)
+SOURCE_KEY = "atelier.source_sha256"
+"""Metadata of a converted file: the hash of the file it was made from."""
 
 # Classes that trainers left beside the weights. They are never imported: an empty stand-in takes their place.
 _LEFTOVERS = (
@@ -35,7 +38,7 @@ def convert_checkpoint(source: Path, target: Path, progress: Progress | None = N
 
     Args:
         source: `.ckpt`, `.pt`, `.pth` or `.bin`.
-        target: `.safetensors`, replaced atomically.
+        target: `.safetensors`; one that was made of this very source is returned as it is, no other is replaced.
         progress: told what is being done.
 
     Returns:
@@ -43,7 +46,7 @@ def convert_checkpoint(source: Path, target: Path, progress: Progress | None = N
 
     Raises:
         MissingLibraryError: torch is older than 2.10, whose restricted unpickler can be broken (CVE-2026-24747).
-        InputError: the target has another suffix, or is the source.
+        InputError: the target has another suffix, is the source, or is there already and was made of something else.
         FormatError: not a checkpoint, damaged, or it names code.
         StorageError: unreadable, or the target cannot be written.
     """
@@ -51,6 +54,12 @@ def convert_checkpoint(source: Path, target: Path, progress: Progress | None = N
     source, target = Path(source), Path(target)
     if target.suffix.lower() != ".safetensors" or target == source:
         raise InputError(f"the target is {target.name}, it must end in .safetensors and differ from the source")
+    if not source.is_file():
+        raise StorageError(f"{source} is not a file; choose a .ckpt or .pt file")
+    source_hash = sha256_file(source, progress)
+    if target.exists():
+        return _same_or_refused(target, source, source_hash)
+    ensure_space(target, source.stat().st_size)
     if progress is not None:
         progress.status(f"Reading {source.name}")
     tensors = dict(_tensors_of(_unpickle(source), source))
@@ -59,7 +68,20 @@ def convert_checkpoint(source: Path, target: Path, progress: Progress | None = N
     if progress is not None:
         progress.check()
         progress.status(f"Writing {target.name}")
-    write_tensors(target, _unshared(tensors), {"format": "pt"})
+    write_tensors(target, _unshared(tensors), {"format": "pt", SOURCE_KEY: source_hash})
+    return target
+
+
+def _same_or_refused(target: Path, source: Path, source_hash: str) -> Path:
+    """The target that is there, if it is this source's; a person's other file is never replaced."""
+    try:
+        is_same = read_header(target).metadata.get(SOURCE_KEY) == source_hash
+    except FormatError:
+        is_same = False
+    if not is_same:
+        raise InputError(
+            f"{target.name} is there already and was not made of this {source.name}; rename or move one of them"
+        )
     return target
 
 
@@ -73,8 +95,6 @@ def _refuse_old_torch() -> None:
 
 
 def _unpickle(source: Path) -> Any:
-    if not source.is_file():
-        raise StorageError(f"{source} is not a file; choose a .ckpt or .pt file")
     zipped = zipfile.is_zipfile(source)
     try:
         stand_ins = _stand_ins(source) if zipped else []
@@ -118,8 +138,4 @@ def _tensors_of(data: Any, source: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().to_dense().contiguous() if value.is_sparse else value for key, value in _plain(tensors)}
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-    return tensors.items()
+    return {key: value.detach().to_dense().contiguous() if value.is_sparse else value for key, value in tensors.items()}

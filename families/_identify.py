@@ -64,7 +64,7 @@ def identify(path: Path) -> Identity:
     if path.is_file() and (path.suffix.lower() in _OLD_SUFFIXES or _starts_as_zip(path)):
         raise FormatError(
             f"{path.name} is a pickled PyTorch file, which can run code when it is opened; make a .safetensors of it "
-            "with the node 'Convert Old Checkpoint' or the command: lora-atelier convert"
+            "with the node 'Convert Checkpoint (Atelier)' or the command: lora-atelier convert"
         )
     header = read_header(path)
     for name, family in families().items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ..families._convert import convert_checkpoint
 from .host import get_host
 from .widgets import ROOT_CATEGORY, text
+
+KINDS = ("models", "input", "output", "extra")
 
 
 class ConvertCheckpoint:
@@ -18,12 +19,12 @@ class ConvertCheckpoint:
     CATEGORY = f"{ROOT_CATEGORY}/Model"
     DESCRIPTION = (
         "Writes an old .ckpt or .pt checkpoint as a .safetensors file beside it, which every other node can open. "
-        "Nothing in the old file is executed; needs torch 2.10 or newer."
+        "Nothing in the old file is executed and no other file is replaced; needs torch 2.10 or newer."
     )
     SEARCH_ALIASES = ["ckpt to safetensors", "pickle", "convert"]
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("name",)
-    OUTPUT_TOOLTIPS = ("Path of the new file.",)
+    OUTPUT_TOOLTIPS = ("Name of the new file below its folder, as the node 'Open Base Model' lists it.",)
     FUNCTION = "convert"
     OUTPUT_NODE = True
 
@@ -37,13 +38,14 @@ class ConvertCheckpoint:
         }
 
     def convert(self, file: str) -> dict[str, Any]:
-        """Convert, keeping a file that is already there."""
+        """Convert, unless that was done before."""
         host = get_host()
-        source = host.roots().resolve(file, ("models", "input", "output", "extra"), what="checkpoint file")
-        target = source.with_suffix(".safetensors")
-        written = convert_checkpoint(source, target, host.progress())
-        shown = str(written if isinstance(written, Path) else target)
-        return {"ui": {"text": [shown]}, "result": (shown,)}
+        roots = host.roots()
+        source = roots.resolve(file, KINDS, what="checkpoint file")
+        target = convert_checkpoint(source, source.with_suffix(".safetensors"), host.progress())
+        folders = [folder.resolve() for kind in KINDS for folder in roots.folders.get(kind, ())]
+        name = next(target.relative_to(folder).as_posix() for folder in folders if target.is_relative_to(folder))
+        return {"ui": {"text": [name]}, "result": (name,)}
 
 
 NODES = (ConvertCheckpoint,)

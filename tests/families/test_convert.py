@@ -111,3 +111,32 @@ def test_an_old_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 convert_checkpoint(tmp_path / "old.ckpt", tmp_path / "new.safetensors")
         else:
             convert_checkpoint(tmp_path / "old.ckpt", tmp_path / "new.safetensors")
+
+
+def test_no_other_file_is_replaced_and_a_second_time_is_free(tmp_path: Path) -> None:
+    source, target = tmp_path / "old.ckpt", tmp_path / "old.safetensors"
+    torch.save(WEIGHTS, source)
+    for content in (b"mine", b""):
+        target.write_bytes(content)
+        with pytest.raises(InputError, match=r"old\.safetensors is there already"):
+            convert_checkpoint(source, target)
+        assert target.read_bytes() == content
+    target.unlink()
+    convert_checkpoint(source, target)
+    before = target.stat().st_mtime_ns
+    assert convert_checkpoint(source, target) == target
+    assert target.stat().st_mtime_ns == before
+    torch.save({"model.a": torch.zeros(1)}, source)
+    with pytest.raises(InputError, match="not made of this"):
+        convert_checkpoint(source, target)
+
+
+def test_a_full_disk_is_seen_before_the_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, needed_bytes: int) -> None:
+        assert needed_bytes == (tmp_path / "old.ckpt").stat().st_size
+        raise StorageError("full")
+
+    (tmp_path / "old.ckpt").write_bytes(b"no checkpoint at all")
+    monkeypatch.setattr(_convert, "ensure_space", refuse)
+    with pytest.raises(StorageError, match="full"):
+        convert_checkpoint(tmp_path / "old.ckpt", tmp_path / "new.safetensors")
