@@ -63,11 +63,6 @@ class LoraFileReport:
         return "\n".join(lines)
 
 
-def is_zero(adapter: AdapterSet) -> bool:
-    """Returns whether no module changes its weight."""
-    return len(zero_stems(adapter)) == len(adapter.stems)
-
-
 def zero_stems(adapter: AdapterSet) -> tuple[str, ...]:
     """Returns the modules one of whose factors is zero everywhere, so that their weight change is zero."""
     flags = [
@@ -76,6 +71,30 @@ def zero_stems(adapter: AdapterSet) -> tuple[str, ...]:
     ]
     zero = torch.stack(flags).tolist()
     return tuple(stem for stem, is_null in zip(adapter.stems, zero, strict=True) if is_null)
+
+
+def check_finite(adapter: AdapterSet) -> None:
+    """Refuses an adapter that is not finite.
+
+    Raises:
+        TrainingError: the tensor is named.
+    """
+    for name, tensor in adapter.state().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"The tensor {name} is not finite, so no LoRA was saved; use a lower learning rate, or the precision "
+                "bf16 or fp32."
+            )
+
+
+def untaught_part(adapter: AdapterSet, zero: Collection[str] | None = None) -> str | None:
+    """Returns "unet" or "text_encoder" if that part has modules and none of them changes its weight, else None."""
+    zero = set(zero_stems(adapter) if zero is None else zero)
+    for part, parameters in adapter.parameters_by_part().items():
+        stems = {stem for stem in adapter.stems if _part_of(stem) == part}
+        if parameters and stems and stems <= zero:
+            return part
+    return None
 
 
 def check_learned(adapter: AdapterSet) -> tuple[str, ...]:
@@ -87,20 +106,15 @@ def check_learned(adapter: AdapterSet) -> tuple[str, ...]:
     Raises:
         TrainingError: a tensor is not finite, or all modules of the UNet or of the text encoder are zero.
     """
-    for name, tensor in adapter.state().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(
-                f"The tensor {name} is not finite, so no LoRA was saved; use a lower learning rate, or the precision "
-                "bf16 or fp32."
-            )
+    check_finite(adapter)
     zero = zero_stems(adapter)
-    for part, parameters in adapter.parameters_by_part().items():
-        stems = [stem for stem in adapter.stems if _part_of(stem) == part]
-        if parameters and stems and set(stems) <= set(zero):
-            raise TrainingError(
-                f"All {len(stems)} modules of the {part.replace('_', ' ')} are still zero: nothing was learned, so no "
-                f"LoRA was saved; check the learning rate lr_{part} and the warm-up."
-            )
+    part = untaught_part(adapter, zero)
+    if part is not None:
+        count = sum(_part_of(stem) == part for stem in adapter.stems)
+        raise TrainingError(
+            f"All {count} modules of the {part.replace('_', ' ')} are still zero: nothing was learned, so no LoRA was "
+            f"saved; check the learning rate lr_{part} and the warm-up, and with fp16 train more than a few steps."
+        )
     return zero
 
 

@@ -13,7 +13,7 @@ from ..core.files import storage_error
 from ..core.progress import Progress
 from ..networks._attach import AdapterSet
 from .checkpoints import Checkpoint, State, list_checkpoints, remove_checkpoint, save_checkpoint
-from .export import LoraFileReport, check_learned, save_lora
+from .export import LoraFileReport, check_finite, save_lora, untaught_part
 from .loop import Row
 from .metadata import step_metadata
 from .plan import Plan
@@ -120,16 +120,22 @@ class RunRecorder:
                 self._publish(checkpoint)
 
     def _nothing_yet(self, step: int) -> bool:
-        """Whether no update can have changed anything: the learning rate was 0 in all steps so far."""
+        """Whether there is no LoRA to write yet, because the adapter is as it began.
+
+        So it is while the learning rate is 0, and while fp16 still looks for its loss scale. At the last step a
+        learning rate that was above 0 must have taught something, which ``save_lora`` checks.
+        """
+        if step >= self.total_steps:
+            return not self._moved(step)
+        check_finite(self.adapter)
+        return untaught_part(self.adapter) is not None
+
+    def _moved(self, step: int) -> bool:
         rates, factor = self.plan.checked.optimizer_params, self.plan.checked.schedule.factor
-        moved = any(
+        return any(
             factor(past, total_steps=self.total_steps, warmup_steps=rates.warmup_steps, cycles=rates.cycles) > 0.0
             for past in range(step)
         )
-        if not moved:
-            return True
-        check_learned(self.adapter)
-        return False
 
     def _lora_writer(self, step: int) -> Callable[[Path], None]:
         def write(path: Path) -> None:

@@ -12,7 +12,8 @@ from atelier_tests.helpers.progress import RecordingProgress
 from atelier_tests.helpers.training import make_job, open_pictures
 from lora_atelier.core.errors import TrainingError
 from lora_atelier.core.tensors import read_tensors
-from lora_atelier.trainer.checkpoints import list_checkpoints
+from lora_atelier.trainer import precision as precision_module
+from lora_atelier.trainer.checkpoints import list_checkpoints, load_state
 from lora_atelier.trainer.config import Job
 from lora_atelier.trainer.objectives import epsilon
 from lora_atelier.trainer.precision import Precision, clip_gradients, masked_step
@@ -168,6 +169,23 @@ def test_mixed_precision_trains(job: MakeJob, places: Places, precision: str) ->
     adapter = {name: value for name, value in read_tensors(state).items() if name.startswith("adapter/")}
     assert all(value.dtype == torch.float32 for value in adapter.values())
     assert ("precision/scale" in read_tensors(state)) == (precision == "fp16")
+
+
+def test_fp16_may_save_before_it_found_its_loss_scale(
+    job: MakeJob, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first fp16 updates are left out while the scale is too large; an early save is a state without a LoRA."""
+    monkeypatch.setattr(precision_module, "FIRST_LOSS_SCALE", 2.0**28)
+    settings = {"batch_size": 1, "precision": "fp16", "save_every_steps": 1, "blocks": "MID"}
+    done = train_lora(job(steps=20, **settings), **places)
+    points = list_checkpoints(done.run.folder)
+    assert [point.step for point in points] == list(range(1, 21))
+    assert points[0].kept
+    assert points[0].lora_path is None
+    assert points[-1].lora_path is not None
+    assert load_state(points[-1]).precision["scale"] < 2.0**28
+    with pytest.raises(TrainingError, match="nothing was learned, .* with fp16 train more than a few steps"):
+        train_lora(job(steps=2, **settings), **places)
 
 
 def test_gradient_checkpointing_gives_the_same_numbers(job: MakeJob, places: Places) -> None:
