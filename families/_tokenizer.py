@@ -48,16 +48,30 @@ def find_tokenizer(metadata: Mapping[str, str], path: Path) -> Any:
         ) from cause
 
 
-def _from_metadata(text: str, path: Path) -> Any:
+def read_tables(text: str, path: Path) -> tuple[dict[str, int], list[str]]:
+    """The vocabulary and the merges of the metadata `atelier.tokenizer`.
+
+    Args:
+        text: the metadata's value.
+        path: of the checkpoint, for errors.
+
+    Raises:
+        FormatError: they are not what a CLIP tokenizer is made of.
+    """
     try:
         data = json.loads(text)
         vocab, merges = data["vocab"], data["merges"]
         pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
         valid = all(isinstance(token, str) and type(number) is int for token, number in vocab.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise FormatError(f"{path.name}: the tokenizer in its metadata is broken; make the file again") from cause
     if not valid or BOS not in vocab or EOS not in vocab:
         raise FormatError(f"{path.name}: the tokenizer in its metadata lacks {BOS} or {EOS}; make the file again")
+    return vocab, pairs
+
+
+def _from_metadata(text: str, path: Path) -> Any:
+    vocab, pairs = read_tables(text, path)
     # A folder is the one form that every version of transformers reads; it is read whole and not needed afterwards.
     with tempfile.TemporaryDirectory(prefix="atelier-tokenizer-") as name:
         folder = Path(name)

@@ -8,11 +8,15 @@ touches ComfyUI, and only inside functions.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.errors import FormatError
 from ...core.files import write_text
 from ...core.tensors import read_header, read_tensors
+from ...families._spec import get_family
+from ...families._tokenizer import read_tables
 from .protocol import CLIP, MODEL, VAE
 
 if TYPE_CHECKING:
@@ -21,9 +25,11 @@ if TYPE_CHECKING:
     from ...core.tensors import Header
 
 SIZES_KEY = "atelier.sizes"
+FAMILY_KEY = "atelier.family"
 TOKENIZER_KEY = "atelier.tokenizer"
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
+TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 CLIP_TEXT_MODEL = "clip_l.transformer.text_model."
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -43,18 +49,67 @@ def is_pico(header: Header) -> bool:
 
 
 def load_pico(path: Path, *, temp_dir: Path) -> tuple[MODEL, CLIP, VAE]:
-    """Load a file with sizes in its metadata as ComfyUI's MODEL, CLIP and VAE; the tokenizer goes to temp_dir."""
+    """Load a file with sizes in its metadata as ComfyUI's MODEL, CLIP and VAE; the tokenizer goes to temp_dir.
+
+    Raises:
+        FormatError: the metadata is not what it should be, or does not fit the file's tensors.
+        UnknownNameError: the file names a family that is not here.
+    """
     header = read_header(path)
-    sizes = json.loads(header.metadata[SIZES_KEY])
+    sizes = checked_sizes(header, path)
     tensors = read_tensors(path)
     vae_tensors = {key[len(VAE_PREFIX) :]: value for key, value in tensors.items() if key.startswith(VAE_PREFIX)}
     config = _model_config(sizes["unet"])
-    tokenizer_dir = _unpack_tokenizer(header.metadata[TOKENIZER_KEY], temp_dir)
+    tokenizer_dir = _unpack_tokenizer(header.metadata[TOKENIZER_KEY], path, temp_dir)
     clip = _clip(config, dict(tensors), sizes["text_encoder"], tokenizer_dir)
     return _model(config, tensors), clip, _vae(vae_tensors, sizes["vae"])
 
 
-def _ratios(widths: list[int]) -> list[Any]:
+def checked_sizes(header: Header, path: Path) -> dict[str, dict[str, Any]]:
+    """The sizes of the file's metadata, so far checked that no model larger than the file is built from them.
+
+    Raises:
+        FormatError: metadata is missing, a size is not one the family can have, or it is not that of the tensors.
+        UnknownNameError: the file names a family that is not here.
+    """
+    for key in (FAMILY_KEY, TOKENIZER_KEY):
+        if key not in header.metadata:
+            raise FormatError(f"{path.name} has {SIZES_KEY} in its metadata but no {key}; make the file again")
+    sizes: dict[str, dict[str, Any]] = get_family(header.metadata[FAMILY_KEY]).sizes(header)
+    for key, expected in _expected_shapes(sizes):
+        if header.shapes.get(key) != expected:
+            raise FormatError(
+                f"{path.name}: its metadata {SIZES_KEY} asks for {key} of shape {expected}, "
+                f"the file has {header.shapes.get(key, 'no such tensor')}; make the file again"
+            )
+    return sizes
+
+
+def _expected_shapes(sizes: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """One tensor for every size that decides how much memory the model takes."""
+    unet, vae, text = sizes["unet"], sizes["vae"], sizes["text_encoder"]
+    first, inputs = unet["block_out_channels"][0], f"{UNET_PREFIX}input_blocks."
+    yield f"{inputs}0.0.weight", (first, unet["in_channels"], 3, 3)
+    yield f"{UNET_PREFIX}out.2.weight", (unet["out_channels"], first, 3, 3)
+    yield f"{inputs}1.1.transformer_blocks.0.attn2.to_k.weight", (first, unet["cross_attention_dim"])
+    for level, width in enumerate(unet["block_out_channels"]):
+        yield f"{inputs}{1 + level * (unet['layers_per_block'] + 1)}.0.out_layers.3.weight", (width, width, 3, 3)
+    for level, width in enumerate(vae["block_out_channels"]):
+        for layer in range(vae["layers_per_block"]):
+            yield f"{VAE_PREFIX}encoder.down.{level}.block.{layer}.conv2.weight", (width, width, 3, 3)
+    yield f"{VAE_PREFIX}encoder.conv_in.weight", (vae["block_out_channels"][0], vae["in_channels"], 3, 3)
+    yield f"{VAE_PREFIX}decoder.conv_out.weight", (vae["out_channels"], vae["block_out_channels"][0], 3, 3)
+    yield f"{TEXT_PREFIX}embeddings.token_embedding.weight", (text["vocab_size"], text["hidden_size"])
+    yield (
+        f"{TEXT_PREFIX}embeddings.position_embedding.weight",
+        (text["max_position_embeddings"], text["hidden_size"]),
+    )
+    for layer in range(text["num_hidden_layers"]):
+        key = f"{TEXT_PREFIX}encoder.layers.{layer}.mlp.fc1.weight"
+        yield key, (text["intermediate_size"], text["hidden_size"])
+
+
+def _ratios(widths: Sequence[int]) -> list[Any]:
     """Each width as a multiple of the first."""
     whole = all(width % widths[0] == 0 for width in widths)
     return [width // widths[0] if whole else _Ratio(width / widths[0]) for width in widths]
@@ -180,16 +235,16 @@ def _more_rows(embedding: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([embedding, embedding.new_zeros(max(0, rows - len(embedding)), embedding.shape[1])])
 
 
-def _unpack_tokenizer(metadata: str, temp_dir: Path) -> Path:
+def _unpack_tokenizer(metadata: str, path: Path, temp_dir: Path) -> Path:
     """Write the two files that ComfyUI's tokenizer class reads; the folder's name is that of their content."""
     from hashlib import sha256
 
-    tables = json.loads(metadata)
+    vocab, merges = read_tables(metadata, path)
     folder = temp_dir / f"atelier-tokenizer-{sha256(metadata.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    write_text(folder / "vocab.json", json.dumps(tables["vocab"]))
-    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *tables["merges"]]) + "\n")
+    write_text(folder / "vocab.json", json.dumps(vocab))
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
     write_text(folder / "special_tokens_map.json", json.dumps(marks))
     write_text(folder / "tokenizer_config.json", json.dumps({"tokenizer_class": "CLIPTokenizer", **marks}))
     return folder
