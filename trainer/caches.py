@@ -3,52 +3,63 @@
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 
 from ..core.errors import AtelierError, FormatError, StorageError, TrainingError
-from ..core.files import ensure_space
+from ..core.files import ensure_space, storage_error
 from ..core.progress import Progress
 from ..core.store import Store
 from ..core.tensors import read_tensors, write_tensors
 from ..dataset.buckets import Bucket, BucketAssignment
 from ..dataset.images import content_hash, fit_to_bucket, load_image
 from ..dataset.table import Dataset
+from ..families._base import Base, base_hash
 from ..families._spec import Family
 
 LATENTS_QUOTA_BYTES = 32 * 2**30
 IN_MEMORY_BYTES = 2 * 2**30
 LATENT_FACTOR = 8
 LATENT_CACHE_VERSION = 1
+REMEMBER_EVERY_FILES = 64
+LOCK_TIMEOUT_S = 30.0
+
+_CREATE = "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, hash TEXT)"
+_SELECT = "SELECT path, size, mtime, hash FROM files"
+_INSERT = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)"
+
+_Entry: TypeAlias = tuple[str, int, int, str]
+_Answer = TypeVar("_Answer")
 
 
 class ContentIndex:
-    """Remembers the content hash of files by path, size and modification time, over runs and for several processes."""
+    """Remembers hashes of files by path, size and modification time, over runs and for several processes.
+
+    Where the database cannot be used (on some network shares), the hashes are made without it.
+    """
 
     def __init__(self, cache_dir: Path) -> None:
-        """Opens (or makes) the index in ``cache_dir``.
-
-        Raises:
-            StorageError: the folder cannot be written, or the index is damaged.
-        """
+        """Knows the place in ``cache_dir``; nothing is opened yet."""
         self.path = cache_dir / "content_hashes.sqlite"
+        self._usable = True
 
     def hashes(self, dataset: Dataset, progress: Progress) -> list[str]:
-        """Returns the content hash of every picture; only new and changed files are read."""
-        with self._opened() as database:
-            known = {
-                (str(path), int(size), int(mtime)): str(value)
-                for path, size, mtime, value in database.execute("SELECT path, size, mtime, hash FROM files")
-            }
-            found: list[str] = []
-            fresh: list[tuple[str, int, int, str]] = []
+        """Returns the content hash of every picture; only new and changed files are read.
+
+        Raises:
+            BadPicture: a file is gone or cannot be read.
+        """
+        known = self._known(progress)
+        found: list[str] = []
+        fresh: list[_Entry] = []
+        try:
             for number in range(len(dataset)):
-                path = str(dataset.image(number).path)
+                path = str(dataset.path(number))
                 facts = (path, int(dataset.size_bytes[number]), int(dataset.mtime_ns[number]))
                 value = known.get(facts)
                 if value is None:
@@ -56,28 +67,53 @@ class ContentIndex:
                     value = content_hash(path)
                     fresh.append((*facts, value))
                 found.append(value)
-            database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", fresh)
+                if len(fresh) >= REMEMBER_EVERY_FILES:
+                    self._remember(fresh, progress)
+                    fresh = []
+        finally:
+            self._remember(fresh, progress)
         return found
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
+    def base_hash(self, base: Base, progress: Progress) -> str:
+        """Returns the SHA-256 of a base model's file; only a new or changed file is read.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        try:
+            status = base.path.stat()
+        except OSError as cause:
+            raise storage_error("read", base.path, cause) from cause
+        facts = (str(base.path), status.st_size, status.st_mtime_ns)
+        value = self._known(progress).get(facts)
+        if value is None:
+            value = base_hash(base, progress)
+            self._remember([(*facts, value)], progress)
+        return value
+
+    def _known(self, progress: Progress) -> dict[tuple[str, int, int], str]:
+        rows = self._asked(lambda database: database.execute(_SELECT).fetchall(), progress) or []
+        return {(str(path), int(size), int(mtime)): str(value) for path, size, mtime, value in rows}
+
+    def _remember(self, entries: Sequence[_Entry], progress: Progress) -> None:
+        if entries:
+            self._asked(lambda database: database.executemany(_INSERT, entries), progress)
+
+    def _asked(self, ask: Callable[[sqlite3.Connection], _Answer], progress: Progress) -> _Answer | None:
+        """Asks the database in a transaction of its own; None once it has failed, which is told."""
+        if not self._usable:
+            return None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            database = sqlite3.connect(self.path, timeout=60.0)
+            with contextlib.closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT_S)) as database, database:
+                database.execute(_CREATE)
+                return ask(database)
         except (OSError, sqlite3.Error) as cause:
-            raise StorageError(f"The cache {self.path} cannot be written ({cause}); check the folder.") from cause
-        try:
-            with database:
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, hash TEXT)"
-                )
-                yield database
-        except sqlite3.Error as cause:
-            raise StorageError(
-                f"The cache {self.path} cannot be used ({cause}); delete the file, it is made anew."
-            ) from cause
-        finally:
-            database.close()
+            self._usable = False
+            progress.status(
+                f"{self.path} cannot be used ({cause}), so hashes are not remembered; if it is damaged, delete it."
+            )
+            return None
 
 
 def latent_key(*, content: str, vae_identity: str, bucket: Bucket, flipped: bool) -> str:

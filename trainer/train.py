@@ -13,7 +13,7 @@ from ..core.errors import InputError, TrainingError
 from ..core.params import Choice, choice_from_json
 from ..core.progress import Progress, SilentProgress
 from ..dataset.table import Dataset
-from ..families._base import Base, base_hash
+from ..families._base import Base
 from ..networks._spec import networks
 from .caches import ContentIndex
 from .checkpoints import Checkpoint, list_checkpoints, load_state
@@ -113,7 +113,7 @@ def continue_run(
     device = torch.device(device)
     with _own_torch_state(device):
         progress = progress or SilentProgress()
-        if base_hash(base, progress) != parent.manifest["base"]["sha256"]:
+        if ContentIndex(places.cache_dir).base_hash(base, progress) != parent.manifest["base"]["sha256"]:
             raise InputError(
                 f"The run {parent.name} was trained on {parent.manifest['base']['name']}, and {base.name} is another "
                 "model: open the same base to continue."
@@ -159,8 +159,9 @@ def _train_lora(
     check_writable(places.loras_dir, "loras")
     check_writable(places.cache_dir, "cache")
     progress.status("reading the base model and the pictures")
-    base_sha256 = base_hash(job.base, progress)
-    contents = ContentIndex(places.cache_dir).hashes(job.dataset, progress)
+    index = ContentIndex(places.cache_dir)
+    base_sha256 = index.base_hash(job.base, progress)
+    contents = index.hashes(job.dataset, progress)
     content_hash = data_hash(job.dataset, contents)
     key = job.key(base_hash=base_sha256, data_hash=content_hash)
     folder, finished = _find(job, places, key)

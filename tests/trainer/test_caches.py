@@ -10,9 +10,12 @@ import torch
 from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from atelier_tests.helpers.training import open_pictures
 from lora_atelier.core.errors import StorageError, TrainingError
+from lora_atelier.core.files import sha256_file
 from lora_atelier.core.progress import Cancelled, SilentProgress
 from lora_atelier.dataset.buckets import BucketRule, assign_buckets
 from lora_atelier.dataset.table import Dataset
+from lora_atelier.families._base import open_base
+from lora_atelier.trainer import caches
 from lora_atelier.trainer.caches import ContentIndex, LatentCache
 
 RULE = BucketRule(resolution_px=64, step_px=8, min_px=32, max_px=128)
@@ -129,7 +132,42 @@ def test_contents_are_read_once(tmp_path: Path, pictures: Path) -> None:
     assert changed[3] == hashes[1] != hashes[3]
 
 
-def test_a_damaged_index_is_named(tmp_path: Path, dataset: Dataset) -> None:
+def test_an_index_that_cannot_be_used_is_told_and_done_without(tmp_path: Path, dataset: Dataset) -> None:
     (tmp_path / "content_hashes.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(StorageError, match="content_hashes.sqlite cannot be used .* delete the file"):
-        ContentIndex(tmp_path).hashes(dataset, SilentProgress())
+    progress = RecordingProgress()
+    index = ContentIndex(tmp_path)
+    assert index.hashes(dataset, progress) == ContentIndex(tmp_path / "good").hashes(dataset, SilentProgress())
+    (line,) = progress.lines
+    assert "content_hashes.sqlite cannot be used" in line
+    assert "hashes are not remembered" in line
+
+
+def test_cancel_while_reading_keeps_the_hashes(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(Cancelled):
+        ContentIndex(tmp_path).hashes(dataset, CancelAfter(4))
+    progress = RecordingProgress()
+    ContentIndex(tmp_path).hashes(dataset, progress)
+    assert [done for done, _, _ in progress.updates] == [3, 4]
+
+
+def test_hashes_are_remembered_on_the_way(tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "REMEMBER_EVERY_FILES", 2)
+    seen: list[int] = []
+
+    class Watcher(SilentProgress):
+        def update(self, done: int, total: int, text: str = "") -> None:
+            seen.append(len(ContentIndex(tmp_path)._known(self)))
+
+    ContentIndex(tmp_path).hashes(dataset, Watcher())
+    assert seen == [0, 0, 2, 2, 4]
+
+
+def test_the_hash_of_a_base_outlasts_the_process(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = open_base(tiny_base, name="tiny")
+    expected = ContentIndex(tmp_path).base_hash(base, SilentProgress())
+    assert expected == sha256_file(tiny_base)
+    monkeypatch.setattr(caches, "base_hash", lambda *_: "read again")
+    assert ContentIndex(tmp_path).base_hash(base, SilentProgress()) == expected
+    assert ContentIndex(tmp_path / "other").base_hash(base, SilentProgress()) == "read again"
