@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from ..core.errors import FormatError, InputError, StorageError
-from ..core.files import atomic_path, link_or_copy, read_json, safe_name, write_json
+from ..core.files import atomic_path, read_json, safe_name, write_json
 from ..core.progress import Progress
 from .axes._spec import AxisValues
 from .cells import Cell, changed, combine, drawing_order
@@ -178,7 +178,8 @@ def run_grid(
     """Draw a grid, or what is missing of it.
 
     Cells that differ in nothing are drawn once. A cell that lies in another grid of the same folder is taken from
-    there. What was drawn before an interruption stays and is not drawn again; a finished grid returns at once.
+    there, pixels only: each grid's files carry its own texts. What was drawn before an interruption stays and is not
+    drawn again; a finished grid returns at once.
 
     Args:
         base_cell: Inputs of every cell before the axes change them.
@@ -219,13 +220,14 @@ def run_grid(
             drawn[key] = path
             continue
         source = drawn.get(key) or done.get(_short(key))
-        if source is not None and source != path and _is_picture(source):
-            link_or_copy(source, path)
-        else:
+        picture = _kept_pixels(source) if source is not None and source != path else None
+        is_new = picture is None
+        if picture is None:
             picture = generate(plan.cells[index])
-            extra = cell_metadata(plan.cells[index])
-            text = infotext(plan.cells[index], model_name=model_name, model_hash=model_hash)
-            save_png(path, picture, extra if extra is None else {**extra, "parameters": text})
+        extra = cell_metadata(plan.cells[index])
+        text = infotext(plan.cells[index], model_name=model_name, model_hash=model_hash)
+        save_png(path, picture, extra if extra is None else {**extra, "parameters": text})
+        if is_new:
             progress.preview(picture)
         drawn[key] = path
     sheet_metadata = cell_metadata(base_cell)
@@ -297,6 +299,14 @@ def _read_rgb(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         image: Image.Image = picture.convert("RGB")
     return image
+
+
+def _kept_pixels(path: Path) -> Image.Image | None:
+    """Read a picture drawn before without its texts; None for one that a crash or another program damaged."""
+    try:
+        return _read_rgb(path)
+    except (OSError, SyntaxError, ValueError):
+        return None
 
 
 def _words(plan: Plan) -> str:

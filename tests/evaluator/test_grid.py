@@ -164,6 +164,23 @@ def test_an_extended_axis_draws_only_what_is_new(tmp_path):
     assert [cell.prompt for cell in painter.cells] == ["three"] * 3
 
 
+def test_a_cell_of_another_grid_gets_the_texts_of_this_one(tmp_path):
+    first = open_grid(draw(tmp_path, Painter(), model_name="old"))
+    renamed = axis("LoRA", ("moved", {ADD_LORAS: (type(A)(name="moved.safetensors", sha256=A.sha256),)}))
+    for meta in (lambda cell: {"workflow": '{"mine": 1}'}, lambda cell: None):
+        painter = Painter()
+        title = "with" if meta(None) else "without"
+        grid = open_grid(draw(tmp_path, painter, x=renamed, meta=meta, model_name="new", title=title))
+        assert painter.cells == []
+        assert [cell.image().tobytes() for cell in grid.cells] == [first.cells[i].image().tobytes() for i in (1, 4)]
+        for cell in grid.cells:
+            found = texts(cell.path)
+            assert found.get("workflow") == ('{"mine": 1}' if meta(None) else None)
+            assert ("<lora:moved:1>" in found.get("parameters", "")) == bool(meta(None))
+            assert "old" not in found.get("parameters", "")
+    assert texts(first.cells[1].path)["workflow"] == '{"nodes": []}'
+
+
 def test_cells_that_differ_in_nothing_are_drawn_once(tmp_path):
     strengths = axis("LoRA strength", ("0.5", {LORA_STRENGTH: 0.5}), ("1", {LORA_STRENGTH: 1.0}))
     painter = Painter()
