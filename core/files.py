@@ -23,6 +23,7 @@ __all__ = [
     "atomic_path",
     "ensure_space",
     "free_bytes",
+    "known_sha256",
     "link_or_copy",
     "read_json",
     "safe_name",
@@ -155,6 +156,25 @@ def sha256_file(path: Path, progress: Progress | None = None) -> str:
     except OSError as cause:
         raise storage_error("read", Path(path), cause) from cause
     return digest.hexdigest()
+
+
+_known_hashes: dict[tuple[str, int, int], str] = {}
+
+
+def known_sha256(path: Path, progress: Progress | None = None) -> str:
+    """Returns :func:`sha256_file` of a file, read once per process as long as its size and time stay the same.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as cause:
+        raise storage_error("read", Path(path), cause) from cause
+    key = (str(path), status.st_size, status.st_mtime_ns)
+    if key not in _known_hashes:
+        _known_hashes[key] = sha256_file(path, progress)
+    return _known_hashes[key]
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -8,14 +8,12 @@ from pathlib import Path
 import torch
 
 from ..core.errors import unknown_name
-from ..core.files import sha256_file
+from ..core.files import known_sha256
 from ..core.progress import Progress
 from ._identify import identify
 from ._spec import Family, get_family
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-_hashes: dict[tuple[str, int, int], str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +57,4 @@ def open_base(path: Path, *, name: str, dtype: str = "fp32") -> Base:
 
 def base_hash(base: Base, progress: Progress | None = None) -> str:
     """SHA-256 of the file, read once per process as long as its size and time stay the same."""
-    status = base.path.stat()
-    key = (str(base.path), status.st_size, status.st_mtime_ns)
-    if key not in _hashes:
-        _hashes[key] = sha256_file(base.path, progress)
-    return _hashes[key]
+    return known_sha256(base.path, progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import FormatError, InputError
-from ...core.files import sha256_file
+from ...core.files import known_sha256
 from ...core.tensors import Header, read_header
 from .blocks import IDENTITY_NAMES, block_strengths, explain_weights, family_blocks
 from .presets import Presets
@@ -28,7 +28,6 @@ _CROSS_ATTENTION = re.compile(r"attn2[._]to_k[._](?:lora_down|lora_A|lora[._]dow
 _SDXL_STEM = re.compile(
     r"(lora_te2_|text_encoder_2|conditioner|input_blocks_[78]_1_transformer_blocks_[1-9]|down_blocks_2_\w+blocks_[2-9])"
 )
-_HASHES: dict[tuple[str, int, int], str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def open_lora(
     return Lora(
         path=path,
         name=name,
-        sha256=_sha256(path),
+        sha256=known_sha256(path),
         family=family,
         strength_model=strength_model,
         strength_clip=strength_clip,
@@ -164,11 +163,3 @@ def stem_strengths(
         lora.block_weights, family=lora.family, stems=stems, presets=presets, block_of_stem=name_of
     )
     return block_strengths(stems, resolved.weights, name_of), resolved.report
-
-
-def _sha256(path: Path) -> str:
-    facts = path.stat()
-    key = (str(path), facts.st_size, facts.st_mtime_ns)
-    if key not in _HASHES:
-        _HASHES[key] = sha256_file(path)
-    return _HASHES[key]

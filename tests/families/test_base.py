@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_atelier.core import files
 from lora_atelier.core.errors import UnknownNameError
-from lora_atelier.families import _base
 from lora_atelier.families._base import base_hash, open_base
 from lora_atelier.families._spec import get_family
 
@@ -35,8 +35,8 @@ def test_the_hash_is_of_the_bytes_read_once_and_again_when_they_change(
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     assert base_hash(base) == expected
     with monkeypatch.context() as patch:
-        patch.setattr(_base, "sha256_file", lambda *args: "read again")
+        patch.setattr(files, "sha256_file", lambda *args: "read again")
         assert base_hash(base) == expected
     os.utime(path, ns=(1, 1))
-    monkeypatch.setattr(_base, "sha256_file", lambda *args: "read again")
+    monkeypatch.setattr(files, "sha256_file", lambda *args: "read again")
     assert base_hash(base) == "read again"
