@@ -33,6 +33,7 @@ class CellDrawer:
         self._patched = self._plain
         self._texts: dict[str, Any] = {}
         self._files: dict[str, Any] = {}
+        self._strengths: dict[Lora, dict[str, float]] = {}
 
     def __call__(self, cell: Cell) -> Image.Image:
         """Draw one cell as the core nodes would: LoraLoader, CLIPTextEncode, KSampler, VAEDecode."""
@@ -55,7 +56,7 @@ class CellDrawer:
     def check(self, cell: Cell) -> None:
         """Refuse block weights that do not fit a LoRA's file, before the first cell is drawn."""
         for lora in cell.loras:
-            stem_strengths(lora, presets=self._presets)
+            self._factors(lora)
 
     def identity(self) -> str:
         """What a cell depends on that is neither in the cell nor in the model: the owner's block presets."""
@@ -65,17 +66,22 @@ class CellDrawer:
         if loras != self._loras:
             model, clip = self._plain
             for lora in loras:
-                strengths, _ = stem_strengths(lora, presets=self._presets)
                 model, clip = self._host.apply_lora(
                     model,
                     clip,
                     self._tensors(lora),
                     strength_model=lora.strength_model,
                     strength_clip=lora.strength_clip,
-                    stem_strengths=strengths,
+                    stem_strengths=self._factors(lora),
                 )
             self._loras, self._patched, self._texts = loras, (model, clip), {}
         return self._patched
+
+    def _factors(self, lora: Lora) -> dict[str, float]:
+        """Factor of every module, worked out once per distinct LoRA: each time costs a look into its file."""
+        if lora not in self._strengths:
+            self._strengths[lora] = stem_strengths(lora, presets=self._presets)[0]
+        return self._strengths[lora]
 
     def _encoded(self, text: str) -> Any:
         if text not in self._texts:

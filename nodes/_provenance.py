@@ -53,14 +53,19 @@ def upstream_hash(graph: Graph, node_id: str, names: tuple[str, ...]) -> str:
     return _hash([[name, said(inputs[name][0], ()), inputs[name][1]] for name in names if is_link(inputs.get(name))])
 
 
-def model_name(graph: Graph, node_id: str) -> str:
-    """Name of the nearest checkpoint upstream of a node's model, "" when no node names one."""
+def model_file(graph: Graph, node_id: str) -> str:
+    """Nearest checkpoint upstream of a node's model as its node names it, "" when no node names one."""
     for current in upstream(graph, node_id, ("model",)):
         inputs = graph[current].get("inputs", {})
         for name in MODEL_NAME_INPUTS:
             if isinstance(inputs.get(name), str):
-                return str(inputs[name]).rsplit("/", 1)[-1].removesuffix(".safetensors")
+                return str(inputs[name])
     return ""
+
+
+def model_name(graph: Graph, node_id: str) -> str:
+    """That checkpoint's name without folder and ending."""
+    return model_file(graph, node_id).replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
 
 
 def png_texts(graph: Graph | None, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, str]:

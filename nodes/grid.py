@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.files import known_sha256
 from ..evaluator.axes._spec import AxisValues
 from ..evaluator.cells import Cell
 from ..evaluator.grid import GridRef, open_grid, run_grid
 from ..merger.lora.handle import Lora
 from ._draw import CellDrawer
 from ._images import show_once, shown, to_image
-from ._provenance import model_name, png_texts, upstream_hash
+from ._provenance import model_file, model_name, png_texts, upstream_hash
 from .host import get_host
 from .widgets import ROOT_CATEGORY, combo, number, seed, socket, text
 
@@ -125,9 +126,18 @@ class XYGrid:
                 ]
             ),
             model_name=model_name(known, node_id or ""),
+            model_hash="" if texts is None else _hash_of(model_file(known, node_id or "")),
             title=title,
         )
         return _shown_grid(ref)
+
+
+def _hash_of(checkpoint: str) -> str:
+    """SHA-256 of a checkpoint by its name; "" for a name that is in no checkpoints folder, such as a bare UNet's."""
+    host = get_host()
+    if checkpoint.replace("\\", "/") not in [name.replace("\\", "/") for name in host.checkpoint_names()]:
+        return ""
+    return known_sha256(host.checkpoint_path(checkpoint), host.progress())
 
 
 def _shown_grid(ref: GridRef) -> dict[str, Any]:

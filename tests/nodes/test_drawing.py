@@ -1,5 +1,6 @@
 """The grid node: what is done once, what lies on disk, what comes back."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from lora_atelier.core.errors import AtelierError
 from lora_atelier.core.tensors import write_tensors
 from lora_atelier.evaluator.axes._spec import AxisValue, AxisValues
 from lora_atelier.evaluator.cells import ADD_LORAS
-from lora_atelier.merger.lora.handle import open_lora
+from lora_atelier.merger.lora.handle import open_lora, stem_strengths
+from lora_atelier.nodes import _draw
 from lora_atelier.nodes.host import set_host
 
 STEM = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -120,13 +122,27 @@ def test_block_weights_that_do_not_fit_cost_nothing(host: FakeHost) -> None:
     assert host.calls == []
 
 
+def test_a_lora_is_looked_into_once_however_many_cells_it_has(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+
+    def counted(lora: Any, **options: Any) -> Any:
+        looked.append(lora)
+        return stem_strengths(lora, **options)
+
+    monkeypatch.setattr(_draw, "stem_strengths", counted)
+    draw(host, **loras_by_prompts(host))
+    assert len(looked) == 1
+
+
 def test_pictures_carry_the_graph_and_the_parameters_unless_switched_off(host: FakeHost) -> None:
+    (host.base / "checkpoints" / "some.safetensors").write_bytes(b"weights")
     ref = draw(host)["result"][1]
     with Image.open(next((ref.folder / "cells").glob("*.png"))) as cell:
         assert json.loads(cell.text["prompt"]) == GRAPH
         assert json.loads(cell.text["workflow"]) == {"nodes": []}
         assert cell.text["parameters"].startswith("a tree")
         assert "Model: some" in cell.text["parameters"]
+        assert f"Model hash: {hashlib.sha256(b'weights').hexdigest()[:10]}" in cell.text["parameters"]
     host.without_metadata = True
     ref = draw(host, prompt="another tree")["result"][1]
     with Image.open(next((ref.folder / "cells").glob("*.png"))) as cell:
