@@ -15,7 +15,9 @@ _VERSION = b"atelier-content-1"
 _UPDATE_EVERY = 16
 
 
-def fingerprint_folder(folder: Path | str, *, allowed: Callable[[Path], bool] | None = None) -> str:
+def fingerprint_folder(
+    folder: Path | str, *, allowed: Callable[[Path], bool] | None = None, caption_extension: str = ""
+) -> str:
     """Hash of names, sizes and times of all pictures and captions below a folder (32 hexadecimal digits).
 
     Nothing is opened, so it is cheap enough to be asked before every run; an edited, added, renamed or removed picture
@@ -24,10 +26,12 @@ def fingerprint_folder(folder: Path | str, *, allowed: Callable[[Path], bool] | 
     Args:
         folder: The folder.
         allowed: As for ``open_folder``: links are followed out of the folder only where it says so.
+        caption_extension: Ending of caption files besides the usual ones; empty for none.
     """
     root = Path(os.path.abspath(folder))
     if not root.is_dir():
         return "missing"
+    endings = {*CAPTION_EXTENSIONS, caption_extension.lower()} - {""}
     digest = new_digest()
 
     def note_refusal(path: str, reason: str) -> None:
@@ -37,7 +41,7 @@ def fingerprint_folder(folder: Path | str, *, allowed: Callable[[Path], bool] | 
     for listing in walk_folder(root, guard=Guard(root, allowed), on_skip=note_refusal, recursive=True):
         digest.update(f"\0{listing.relative}/\0".encode())
         for entry in listing.files:
-            is_caption = os.path.splitext(entry.name)[1].lower() in CAPTION_EXTENSIONS
+            is_caption = os.path.splitext(entry.name)[1].lower() in endings
             if is_caption or is_picture_name(entry.name):
                 digest.update(f"{entry.name}\0{entry.size_bytes}\0{entry.mtime_ns}\0".encode())
         for name in listing.folders:

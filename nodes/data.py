@@ -15,7 +15,8 @@ from .widgets import ROOT_CATEGORY, params_from, text, widgets
 DATA_ROOTS = ("input", "datasets", "output", "extra")
 FOLDER_TOOLTIP = (
     "Folder with pictures and .txt captions, below the input, datasets or output folder (or one the owner has "
-    "allowed): kohya folders such as 10_name, or any folder of pictures."
+    "allowed): kohya folders such as 10_name, or any folder of pictures. Edited files are seen at the next run when "
+    "the name is typed here, not when it comes over a wire."
 )
 
 
@@ -61,9 +62,20 @@ class OpenDataset:
         }
 
     @classmethod
-    def IS_CHANGED(cls, folder: str | None = None, reg_folder: str | None = None, **_: Any) -> str:
-        """Pictures and captions that were edited, added or removed are seen."""
-        return f"{folder_state(folder)} {folder_state(reg_folder)}"
+    def IS_CHANGED(
+        cls,
+        folder: str | None = None,
+        reg_folder: str | None = None,
+        caption_extension: str | None = None,
+        **_: Any,
+    ) -> str:
+        """Pictures and captions that were edited, added or removed are seen, unless the folder's name is wired.
+
+        ComfyUI gives no value for a wired input here; the node that names the folder has to see the edits then, as
+        'Draw Pico Data Set' does.
+        """
+        ending = caption_extension or ""
+        return f"{folder_state(folder, ending)} {folder_state(reg_folder, ending)}"
 
     def open(self, folder: str, reg_folder: str, **values: Any) -> tuple[Dataset, str]:
         """Open the folder, and the regularisation folder beside it."""
@@ -78,14 +90,16 @@ class OpenDataset:
         return dataset, dataset.summary()
 
 
-def folder_state(name: str | None) -> str:
+def folder_state(name: str | None, caption_extension: str) -> str:
     """Fingerprint of a data folder by names, sizes and times; the refusal's text when it cannot be opened."""
     if name is None:
         return "wired"
     if not name.strip():
         return "none"
     try:
-        return fingerprint_folder(data_folder(name))
+        return fingerprint_folder(
+            data_folder(name), allowed=get_host().roots().contains, caption_extension=caption_extension
+        )
     except AtelierError as refusal:
         return str(refusal)  # it comes again, as the error, when the node runs
 

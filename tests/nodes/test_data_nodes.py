@@ -1,5 +1,6 @@
 """Opening folders and drawing pico data sets: names below the roots only; edits seen, drawing not taken for one."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,32 @@ def test_edits_are_seen(host: FakeHost) -> None:
     (folder / "2.png").unlink()
     states.append(node.IS_CHANGED(folder="mine", reg_folder=""))
     assert len(set(states)) == 3
+
+
+def test_edits_of_captions_with_another_ending_are_seen(host: FakeHost) -> None:
+    folder = make_folder(host)
+    node = NODE_CLASS_MAPPINGS["AtelierOpenDataset"]
+    (folder / "0.tags").write_text("a", encoding="utf-8")
+    wanted = {"folder": "mine", "reg_folder": "", "caption_extension": ".Tags"}
+    before = node.IS_CHANGED(**wanted)
+    usual = node.IS_CHANGED(folder="mine", reg_folder="")
+    (folder / "0.tags").write_text("a, b", encoding="utf-8")
+    assert node.IS_CHANGED(**wanted) != before
+    assert node.IS_CHANGED(folder="mine", reg_folder="") == usual
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows")
+def test_edits_behind_a_link_into_another_allowed_folder_are_seen(host: FakeHost) -> None:
+    folder = make_folder(host)
+    elsewhere = host.output_dir() / "more"
+    elsewhere.mkdir()
+    Image.new("RGB", (64, 64)).save(elsewhere / "9.png")
+    (folder / "more").symlink_to(elsewhere)
+    node = NODE_CLASS_MAPPINGS["AtelierOpenDataset"]
+    before = node.IS_CHANGED(folder="mine", reg_folder="")
+    assert len(open_folder("mine")[0]) == 4
+    (elsewhere / "9.txt").write_text("new", encoding="utf-8")
+    assert node.IS_CHANGED(folder="mine", reg_folder="") != before
 
 
 def test_drawing_is_not_taken_for_an_edit(host: FakeHost) -> None:
