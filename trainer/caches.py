@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ..core.progress import Progress
 from ..core.store import Store
 from ..core.tensors import read_tensors, write_tensors
 from ..dataset.buckets import Bucket, BucketAssignment
-from ..dataset.images import content_hash, fit_to_bucket, load_image
+from ..dataset.images import BadPicture, content_hash, fit_to_bucket, load_image
 from ..dataset.table import Dataset
 from ..families._base import Base, base_hash
 from ..families._spec import Family
@@ -29,16 +29,28 @@ LATENT_CACHE_VERSION = 1
 REMEMBER_EVERY_FILES = 64
 LOCK_TIMEOUT_S = 30.0
 
-_CREATE = "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, hash TEXT)"
-_SELECT = "SELECT path, size, mtime, hash FROM files"
-_INSERT = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)"
+_CREATE = "CREATE TABLE IF NOT EXISTS whole_files (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, hash TEXT)"
+_SELECT = "SELECT path, size, mtime, hash FROM whole_files"
+_INSERT = "INSERT OR REPLACE INTO whole_files VALUES (?, ?, ?, ?)"
 
 _Entry: TypeAlias = tuple[str, int, int, str]
 _Answer = TypeVar("_Answer")
 
 
+class Contents(NamedTuple):
+    """What the files of a data set hold.
+
+    Attributes:
+        hashes: content hash of every picture, "" for a damaged one.
+        damaged: why a picture cannot be decoded, by its number.
+    """
+
+    hashes: list[str]
+    damaged: dict[int, str]
+
+
 class ContentIndex:
-    """Remembers hashes of files by path, size and modification time, over runs and for several processes.
+    """Remembers hashes of whole files by path, size and modification time, over runs and for several processes.
 
     Where the database cannot be used (on some network shares), the hashes are made without it.
     """
@@ -48,14 +60,14 @@ class ContentIndex:
         self.path = cache_dir / "content_hashes.sqlite"
         self._usable = True
 
-    def hashes(self, dataset: Dataset, progress: Progress) -> list[str]:
-        """Returns the content hash of every picture; only new and changed files are read.
+    def contents(self, dataset: Dataset, progress: Progress) -> Contents:
+        """Returns the content hash of every picture, and which ones cannot be decoded.
 
-        Raises:
-            BadPicture: a file is gone or cannot be read.
+        Only what is not known to be whole is read: new and changed files, and damaged ones, which may be readable
+        tomorrow with another library.
         """
         known = self._known(progress)
-        found: list[str] = []
+        found = Contents(hashes=[], damaged={})
         fresh: list[_Entry] = []
         try:
             for number in range(len(dataset)):
@@ -64,9 +76,14 @@ class ContentIndex:
                 value = known.get(facts)
                 if value is None:
                     progress.update(number, len(dataset), "reading pictures")
-                    value = content_hash(path)
-                    fresh.append((*facts, value))
-                found.append(value)
+                    try:
+                        value = content_hash(path)
+                        load_image(path)
+                        fresh.append((*facts, value))
+                    except BadPicture as damage:
+                        value = ""
+                        found.damaged[number] = damage.reason
+                found.hashes.append(value)
                 if len(fresh) >= REMEMBER_EVERY_FILES:
                     self._remember(fresh, progress)
                     fresh = []

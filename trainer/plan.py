@@ -18,6 +18,7 @@ from .schedules._spec import Schedule, find_schedule
 
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 HEADER_BYTES_PER_TENSOR = 160
+SKIPPED_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +220,7 @@ class Plan:
             [
                 f"Plan of {self.run_name}: {params.steps} steps on {job.base.name} ({checked.family.title}).",
                 f"Pictures: {self.num_images}, {self.num_train_images} after repeats, and {self.num_reg_images} for "
-                f"regularisation; {len(job.dataset.skipped)} files left out.",
+                f"regularisation; {self._skipped_text()}.",
                 f"Buckets: {self._buckets_text()}.",
                 f"Batches: {checked.batches_per_epoch} of up to {params.batch_size} in an epoch, "
                 f"{params.gradient_accumulation_steps} for an update: {self.steps_per_epoch:g} steps in an epoch, "
@@ -232,6 +233,11 @@ class Plan:
                 f"most {self.run_bytes / 2**20:.1f} MiB on disk.",
             ]
         )
+
+    def _skipped_text(self) -> str:
+        skipped = self.checked.job.dataset.skipped
+        shown = "; ".join(str(entry) for entry in skipped[-SKIPPED_SHOWN:])
+        return f"{len(skipped)} files left out" + (f" ({shown})" if shown else "")
 
     def _buckets_text(self) -> str:
         counts = self.checked.buckets.counts(effective_repeats(self.checked.job.dataset))

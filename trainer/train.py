@@ -21,7 +21,7 @@ from .config import Job, TrainParams
 from .manifest import data_hash, make_manifest
 from .objectives._spec import objectives
 from .optimizers._spec import optimizers
-from .plan import check_job
+from .plan import Checked, check_job
 from .recorder import facts_of
 from .run import RunFolder, RunInfo, RunRef, check_writable, find_runs, new_run, open_run, publish_file, runs_folder
 from .session import Places, RunResult, Start, train_held
@@ -161,8 +161,12 @@ def _train_lora(
     progress.status("reading the base model and the pictures")
     index = ContentIndex(places.cache_dir)
     base_sha256 = index.base_hash(job.base, progress)
-    contents = index.hashes(job.dataset, progress)
-    content_hash = data_hash(job.dataset, contents)
+    contents = index.contents(job.dataset, progress)
+    if contents.damaged:
+        checked = _without_damaged(checked, contents.damaged, progress)
+        job = checked.job
+    hashes = [value for number, value in enumerate(contents.hashes) if number not in contents.damaged]
+    content_hash = data_hash(job.dataset, hashes)
     key = job.key(base_hash=base_sha256, data_hash=content_hash)
     folder, finished = _find(job, places, key)
     if finished is not None:
@@ -173,9 +177,20 @@ def _train_lora(
     with RunFolder.held(folder) as run:
         # The name of an interrupted run stays as it was begun.
         checked = replace(checked, job=job.with_params(run_name=str(run.manifest["run_name"])))
-        return train_held(
-            checked, run, places, device, progress, base_sha256=base_sha256, contents=contents, start=start
-        )
+        return train_held(checked, run, places, device, progress, base_sha256=base_sha256, contents=hashes, start=start)
+
+
+def _without_damaged(checked: Checked, damaged: Mapping[int, str], progress: Progress) -> Checked:
+    """Checks the job anew without the pictures that cannot be decoded, which are told.
+
+    Raises:
+        InputError: no picture is left to train on.
+    """
+    dataset = checked.job.dataset
+    left = dataset.without(damaged)
+    for skipped in left.skipped[len(dataset.skipped) :]:
+        progress.status(f"left out {skipped}")
+    return check_job(replace(checked.job, dataset=left))
 
 
 def _find(job: Job, places: Places, key: str) -> tuple[Path | None, RunInfo | None]:

@@ -44,7 +44,7 @@ def cache_of(folder: Path, dataset: Dataset, *, vae: str = "vae", contents: list
         folder / "latents",
         dataset,
         buckets=assign_buckets(dataset, RULE),
-        contents=contents or ContentIndex(folder).hashes(dataset, SilentProgress()),
+        contents=contents or ContentIndex(folder).contents(dataset, SilentProgress()).hashes,
         vae_identity=vae,
         flips=[dataset.subset_of(number).flip for number in range(len(dataset))],
     )
@@ -123,12 +123,12 @@ def test_a_damaged_entry_is_removed_and_named(tmp_path: Path, dataset: Dataset) 
 def test_contents_are_read_once(tmp_path: Path, pictures: Path) -> None:
     folder = shutil.copytree(pictures, tmp_path / "mine")
     first, second = RecordingProgress(), RecordingProgress()
-    hashes = ContentIndex(tmp_path / "c").hashes(open_pictures(folder), first)
-    assert ContentIndex(tmp_path / "c").hashes(open_pictures(folder), second) == hashes
+    hashes = ContentIndex(tmp_path / "c").contents(open_pictures(folder), first).hashes
+    assert ContentIndex(tmp_path / "c").contents(open_pictures(folder), second).hashes == hashes
     assert len(first.updates) == 5
     assert second.updates == []
     shutil.copyfile(folder / "2_ring" / "01.png", folder / "2_ring" / "03.png")
-    changed = ContentIndex(tmp_path / "c").hashes(open_pictures(folder), second)
+    changed = ContentIndex(tmp_path / "c").contents(open_pictures(folder), second).hashes
     assert changed[3] == hashes[1] != hashes[3]
 
 
@@ -136,7 +136,10 @@ def test_an_index_that_cannot_be_used_is_told_and_done_without(tmp_path: Path, d
     (tmp_path / "content_hashes.sqlite").write_bytes(b"no database" * 100)
     progress = RecordingProgress()
     index = ContentIndex(tmp_path)
-    assert index.hashes(dataset, progress) == ContentIndex(tmp_path / "good").hashes(dataset, SilentProgress())
+    assert (
+        index.contents(dataset, progress).hashes
+        == ContentIndex(tmp_path / "good").contents(dataset, SilentProgress()).hashes
+    )
     (line,) = progress.lines
     assert "content_hashes.sqlite cannot be used" in line
     assert "hashes are not remembered" in line
@@ -144,9 +147,9 @@ def test_an_index_that_cannot_be_used_is_told_and_done_without(tmp_path: Path, d
 
 def test_cancel_while_reading_keeps_the_hashes(tmp_path: Path, dataset: Dataset) -> None:
     with pytest.raises(Cancelled):
-        ContentIndex(tmp_path).hashes(dataset, CancelAfter(4))
+        ContentIndex(tmp_path).contents(dataset, CancelAfter(4))
     progress = RecordingProgress()
-    ContentIndex(tmp_path).hashes(dataset, progress)
+    ContentIndex(tmp_path).contents(dataset, progress)
     assert [done for done, _, _ in progress.updates] == [3, 4]
 
 
@@ -158,7 +161,7 @@ def test_hashes_are_remembered_on_the_way(tmp_path: Path, dataset: Dataset, monk
         def update(self, done: int, total: int, text: str = "") -> None:
             seen.append(len(ContentIndex(tmp_path)._known(self)))
 
-    ContentIndex(tmp_path).hashes(dataset, Watcher())
+    ContentIndex(tmp_path).contents(dataset, Watcher())
     assert seen == [0, 0, 2, 2, 4]
 
 

@@ -1,15 +1,18 @@
 """Whole runs: what is written, reuse, resume to the bit, cancel, continue, restart."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
-from atelier_tests.helpers.training import WHOLE, CancelTraining, make_job
+from atelier_tests.helpers.training import WHOLE, CancelTraining, make_job, open_pictures
 from lora_atelier.core.errors import InputError, StorageError
 from lora_atelier.core.progress import Cancelled
 from lora_atelier.core.tensors import TensorFile, read_tensors
@@ -44,6 +47,16 @@ def assert_same_run(got: RunResult, expected: RunResult) -> None:
     one, other = read_tensors(got.run.folder / last), read_tensors(expected.run.folder / last)
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def spoil(path: Path) -> None:
+    """Puts a picture in place whose header and end are good, with zeros over its middle."""
+    noise = np.random.default_rng(0).integers(0, 255, (160, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes(third)
+    path.write_bytes(content)
 
 
 def test_run_directory(whole_run: RunResult) -> None:
@@ -243,3 +256,31 @@ def test_a_deleted_final_lora_is_written_again(job: MakeJob, places: Places) -> 
     assert again.steps_done == 0
     assert model_hash(again.lora_path) == expected
     assert open_run(again.run.folder).finished
+
+
+def test_a_picture_damaged_in_the_middle_is_left_out_and_told(
+    tiny_base: Path, pictures: Path, places: Places, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "rings")
+    spoil(folder / "2_ring" / "02.png")
+    dataset = open_pictures(folder)
+    assert len(dataset) == 5
+    progress = RecordingProgress()
+    result = train_lora(make_job(dataset, base=tiny_base, steps=2), progress=progress, **places)
+    assert any(line.startswith("left out 2_ring/02.png: ") for line in progress.lines)
+    assert "Pictures: 4, 8 after repeats" in result.report
+    assert "1 files left out (2_ring/02.png: " in result.report
+    assert open_run(result.run.folder).manifest["data"]["num_images"] == 4
+    assert train_lora(make_job(dataset, base=tiny_base, steps=2), **places).steps_done == 0
+    (folder / "2_ring" / "02.png").unlink()
+    without = train_lora(make_job(open_pictures(folder), base=tiny_base, steps=2), **places)
+    assert without.run == result.run
+
+
+def test_only_damaged_pictures_are_refused(tiny_base: Path, pictures: Path, places: Places, tmp_path: Path) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "rings")
+    for path in (folder / "2_ring").glob("*.png"):
+        spoil(path)
+    with pytest.raises(InputError, match="no picture in .* can be used"):
+        train_lora(make_job(open_pictures(folder), base=tiny_base), **places)
+    assert not (places["output_dir"] / "atelier").exists()
