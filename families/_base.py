@@ -24,7 +24,8 @@ class Base:
         family: key of its family, e.g. `sd15`.
         path: the checkpoint.
         name: as the person chose it in a list.
-        dtype: "fp32", "fp16" or "bf16": how its weights are to be held.
+        dtype: "fp32", "fp16" or "bf16": how a host that does not choose by itself holds its weights for drawing;
+            training goes by its own precision.
     """
 
     family: str

@@ -41,8 +41,8 @@ class OpenBase:
                 ),
                 "dtype": combo(
                     DTYPES,
-                    "Number format the frozen weights are kept in while training: fp32 is exact, fp16 and bf16 take "
-                    "half the memory.",
+                    "Number format for drawing with the command line: fp16 halves the memory on a GPU, all else is "
+                    "computed in fp32. ComfyUI chooses its own format, and training goes by its own 'precision'.",
                     default="fp32",
                 ),
             }
