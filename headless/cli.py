@@ -6,10 +6,10 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
@@ -17,6 +17,9 @@ from tqdm import tqdm
 from ..core.errors import AtelierError
 from ..core.progress import Cancelled
 from ..nodes.host.local_folders import DEFAULT_BASE_DIR
+
+if TYPE_CHECKING:
+    from .graph import Graph
 
 CANCELLED_EXIT = 130
 
@@ -66,7 +69,7 @@ def run(
     """Run a workflow here, or on a ComfyUI server with --server."""
     with _reporting():
         if server is not None:
-            _run_on_server(workflow, settings or [], base_dir, server)
+            _run_on_server(workflow, settings or [], base_dir, server, check)
         else:
             _run_here(workflow, settings or [], base_dir, check)
 
@@ -78,9 +81,7 @@ def _run_here(workflow: Path, settings: list[str], base_dir: Path, check: bool) 
     with hosting(TerminalHost(base_dir)) as host:
         graph = load_graph(workflow, local_specs()[1], settings)
         if check:
-            for warning in check_local(graph):
-                typer.echo(f"warning: {warning}", err=True)
-            typer.echo(f"{workflow}: {len(graph.nodes)} nodes, nothing wrong found.")
+            _tell_checked(workflow, graph, check_local(graph))
             return
         done = run_local(graph, host)
         for warning in done.warnings:
@@ -89,6 +90,12 @@ def _run_here(workflow: Path, settings: list[str], base_dir: Path, check: bool) 
             typer.echo(text)
         for path in output_files(done.outcome, host):
             typer.echo(str(path))
+
+
+def _tell_checked(workflow: Path, graph: "Graph", warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{workflow}: {len(graph.nodes)} nodes, nothing wrong found.")
 
 
 class _ServerBar:
@@ -118,13 +125,17 @@ class _ServerBar:
             self._bar = None
 
 
-def _run_on_server(workflow: Path, settings: list[str], base_dir: Path, url: str) -> None:
+def _run_on_server(workflow: Path, settings: list[str], base_dir: Path, url: str, check: bool) -> None:
     from .client import Server, run_on_server
-    from .runner import load_graph
+    from .runner import check_for_server, load_graph
     from .specs import specs_of_object_info
 
     server = Server(url)
-    graph = load_graph(workflow, specs_of_object_info(server.object_info()), settings)
+    specs = specs_of_object_info(server.object_info())
+    graph = load_graph(workflow, specs, settings)
+    if check:
+        _tell_checked(workflow, graph, check_for_server(graph, specs))
+        return
     for note in graph.notes:
         typer.echo(f"warning: {note}", err=True)
     bar = _ServerBar()

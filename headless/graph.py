@@ -97,7 +97,7 @@ def _workflow_text_of_picture(path: Path) -> str:
         with Image.open(path) as picture:
             picture.load()
             texts = dict(picture.info)
-    except (UnidentifiedImageError, OSError) as cause:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as cause:
         raise FormatError(f"{path} cannot be read as a PNG picture ({cause}).") from cause
     for key in ("prompt", "workflow"):
         if isinstance(texts.get(key), str):

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.errors import nearest_hint
 from .execute import Outcome, execute
 from .graph import Graph, graph_from_json, read_workflow
 from .overrides import apply_overrides
 from .specs import NodeSpec, specs_of_classes
 from .terminal import TerminalHost
-from .validate import validate
+from .validate import GraphError, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,25 @@ def check_local(graph: Graph) -> tuple[str, ...]:
     """
     classes, specs = local_specs()
     _, _, warnings = validate(graph, specs, classes)
+    return (*graph.notes, *warnings)
+
+
+def check_for_server(graph: Graph, specs: Mapping[str, NodeSpec]) -> tuple[str, ...]:
+    """Validate against the interfaces of a server without queueing; returns the warnings.
+
+    What a class checks by a function of its own (``VALIDATE_INPUTS``) only the server can tell.
+
+    Raises:
+        GraphError: faults in the graph.
+    """
+    unknown = [node for node in graph.nodes.values() if node.class_type not in specs]
+    if unknown:
+        raise GraphError(
+            f"{node.label} is of a class the server does not have{nearest_hint(node.class_type, specs)}; install its "
+            "pack there or replace it."
+            for node in unknown
+        )
+    _, _, warnings = validate(graph, specs, {})
     return (*graph.notes, *warnings)
 
 

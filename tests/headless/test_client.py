@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from typer.testing import CliRunner
 
 from lora_atelier.core.errors import InputError
 from lora_atelier.headless import client
+from lora_atelier.headless.cli import app
 from lora_atelier.headless.client import Server, ServerError, run_on_server
 from lora_atelier.headless.graph import graph_from_json
 from lora_atelier.headless.specs import specs_of_object_info
@@ -255,3 +257,23 @@ def test_interfaces_from_a_server():
     assert specs["Word"].inputs["style"].choices == ("plain", "loud")
     page = {"nodes": [{"id": 1, "type": "Word", "widgets_values": ["x", "plain"]}], "links": []}
     assert graph_from_json(page, specs).nodes["1"].inputs == {"text": "x", "style": "plain"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "2 nodes, nothing wrong found"),
+        ({"how": "c"}, "'c'"),
+        ({"class_type": "Shov"}, "of a class the server does not have; did you mean 'Show'"),
+    ],
+)
+def test_check_queues_nothing(comfy, tmp_path, change, said):
+    change = dict(change)
+    class_type = change.pop("class_type", "Show")
+    graph = {**GRAPH, "2": {"class_type": class_type, "inputs": {**GRAPH["2"]["inputs"], **change}}}
+    (tmp_path / "w.json").write_text(json.dumps(graph), encoding="utf-8")
+    given = ["run", tmp_path / "w.json", "--server", comfy.url, "--check", "--base-dir", tmp_path]
+    done = CliRunner().invoke(app, [*map(str, given)])
+    assert done.exit_code == (0 if "nothing wrong" in said else 1), done.output
+    assert said in done.output
+    assert comfy.posts == []
