@@ -92,7 +92,7 @@ def _run_here(workflow: Path, settings: list[str], base_dir: Path, check: bool) 
             typer.echo(str(path))
 
 
-def _tell_checked(workflow: Path, graph: "Graph", warnings: Sequence[str]) -> None:
+def _tell_checked(workflow: Path, graph: Graph, warnings: Sequence[str]) -> None:
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{workflow}: {len(graph.nodes)} nodes, nothing wrong found.")

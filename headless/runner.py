@@ -6,10 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import nearest_hint
 from .execute import Outcome, execute
 from .graph import Graph, graph_from_json, read_workflow
-from .overrides import apply_overrides
+from .overrides import apply_overrides, nearest_hint
 from .specs import NodeSpec, specs_of_classes
 from .terminal import TerminalHost
 from .validate import GraphError, validate
