@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from atelier_tests.helpers.toy_nodes import CLASSES, Fail
@@ -328,6 +328,18 @@ def test_unreadable_files(tmp_path, name, content, message):
 def test_picture_without_workflow(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "w.png")
     with pytest.raises(FormatError, match="carries no workflow"):
+        read_workflow(tmp_path / "w.png")
+
+
+def test_pictures_that_pillow_refuses(tmp_path, monkeypatch):
+    info = PngInfo()
+    info.add_text("prompt", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "w.png", pnginfo=info)
+    with pytest.raises(FormatError, match="cannot be read as a PNG"):
+        read_workflow(tmp_path / "w.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "w.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(FormatError, match="cannot be read as a PNG"):
         read_workflow(tmp_path / "w.png")
 
 
