@@ -9,7 +9,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -180,7 +180,8 @@ def read_header(path: Path) -> Header:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if len(start) < 8 or length > _MAX_HEADER_BYTES or length < 2:
                 raise FormatError(f"{path} is not a safetensors file: {_guess(start, path)}")
-            text = file.read(length)
+            # Memory for the header is asked for only where the file has the bytes.
+            text = file.read(min(length, max(0, size_bytes - 8)))
     except OSError as cause:
         raise storage_error("read", path, cause) from cause
     if len(text) < length:
@@ -258,14 +259,18 @@ def kohya_hashes(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -
 def _checked_header(path: Path, data: Any, *, first_byte: int, size_bytes: int) -> Header:
     if not isinstance(data, dict):
         raise FormatError(f"{path} is not a safetensors file: its header is not a table of tensors")
-    metadata = data.pop("__metadata__", None) or {}
+    metadata = data.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
+    if not isinstance(metadata, dict):
+        raise FormatError(f"{path} has a broken header: its __metadata__ is {type(metadata).__name__}, not a table")
     entries: list[tuple[int, int, str, str, tuple[int, ...]]] = []
     for key, entry in data.items():
         try:
             begin, end = (int(offset) for offset in entry["data_offsets"])
             shape = tuple(int(size) for size in entry["shape"])
             entries.append((begin, end, key, str(entry["dtype"]), shape))
-        except (KeyError, TypeError, ValueError) as cause:
+        except (KeyError, TypeError, ValueError, OverflowError) as cause:
             raise FormatError(f"{path} has a broken header: the entry of {key!r} is malformed") from cause
     entries.sort()
     position = 0
@@ -284,7 +289,7 @@ def _checked_header(path: Path, data: Any, *, first_byte: int, size_bytes: int) 
     return Header(
         shapes={key: shape for _, _, key, _, shape in entries},
         dtypes={key: dtype for _, _, key, dtype, _ in entries},
-        metadata={str(key): str(value) for key, value in dict(metadata).items()},
+        metadata={str(key): str(value) for key, value in metadata.items()},
         offsets={key: (first_byte + begin, first_byte + end) for begin, end, key, _, _ in entries},
     )
 
@@ -340,8 +345,3 @@ def _data_chunks(tensors: "Mapping[str, Tensor]") -> Iterator[bytes]:
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         if flat.numel():
             yield flat.view(torch.uint8).numpy().tobytes()
-
-
-def total_bytes(tensors: "Iterable[Tensor]") -> int:
-    """Returns the bytes that the tensors' values take."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
