@@ -50,11 +50,8 @@ class TagImage:
         host = get_host()
         params = params_from(PickParams, values)
         tagger = open_tagger(host.tagger_path(tagger_name))
-        progress = host.progress(len(image))
-        lines = []
-        for index, scores in enumerate(tagger.tag_images(map(to_pil, image), progress)):
-            progress.update(index + 1, len(image))
-            lines.append(tags_text(pick(scores, params)))
+        scored = tagger.tag_images(map(to_pil, image), host.progress(len(image)), total=len(image))
+        lines = [tags_text(pick(scores, params)) for scores in scored]
         return {"ui": {"text": lines}, "result": ("\n".join(lines),)}
 
 

@@ -50,7 +50,7 @@ def read_tags(path: Path, spec: TaggerSpec) -> TagTable:
     """Read a tag table; columns are found by their header, in any order.
 
     Raises:
-        FormatError: A column is missing, a category is not a number, or the file is not UTF-8.
+        FormatError: A column is missing, a category is not a number, or the file is not CSV or not UTF-8.
         StorageError: It cannot be read.
     """
     try:
@@ -64,6 +64,8 @@ def read_tags(path: Path, spec: TaggerSpec) -> TagTable:
                     f"it must be the table that came with the model."
                 )
             rows = list(reader)
+    except csv.Error as cause:
+        raise FormatError(f"{path.name} is no tag table ({cause}); fetch the file as it was published.") from cause
     except UnicodeDecodeError as cause:
         raise FormatError(f"{path.name} is not UTF-8 text; fetch the file again as it was published.") from cause
     except OSError as cause:

@@ -1,5 +1,6 @@
 """Pictures as a tagger's graph wants them."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
+
+
+SQUARE_PX = 8192
+"""Side up to which every picture is padded at full size; a larger square may hold twice the picture's own pixels."""
 
 
 def prepare(image: Image.Image, spec: TaggerSpec, *, height_px: int, width_px: int) -> NDArray[np.float32]:
@@ -58,9 +63,17 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def pad_square(image: Image.Image, pad: Pad) -> Image.Image:
-    """Return a picture in the middle of a square of its longer side; unchanged for ``none``."""
+    """Return a picture in the middle of a square of its longer side; unchanged for ``none``.
+
+    A very long picture is made smaller first: a square of 60,000 px would take 10 GiB to end at some hundred pixels.
+    """
+    if pad == "none":
+        return image
+    most_px = max(SQUARE_PX, math.isqrt(2 * image.width * image.height))
+    if max(image.size) > most_px:
+        image = _smaller(image, most_px)
     side = max(image.size)
-    if pad == "none" or image.size == (side, side):
+    if image.size == (side, side):
         return image
     left, top = (side - image.width) // 2, (side - image.height) // 2
     if pad == "edge":
@@ -69,6 +82,13 @@ def pad_square(image: Image.Image, pad: Pad) -> Image.Image:
     square = Image.new("RGB", (side, side), _colour(image, pad))
     square.paste(image, (left, top))
     return square
+
+
+def _smaller(image: Image.Image, side_px: int) -> Image.Image:
+    """The picture with its longer side of the given length, in its proportions, at least one pixel wide."""
+    factor = side_px / max(image.size)
+    width_px, height_px = (max(1, round(length * factor)) for length in image.size)
+    return image.resize((width_px, height_px), Image.Resampling.BOX)
 
 
 def _colour(image: Image.Image, pad: Pad) -> tuple[int, ...]:

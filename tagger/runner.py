@@ -131,19 +131,23 @@ class Tagger:
         """
         return self._scores([self._prepared(image)])[0]
 
-    def tag_images(self, images: Iterable[Image.Image], progress: Progress | None = None) -> Iterator[Scores]:
+    def tag_images(
+        self, images: Iterable[Image.Image], progress: Progress | None = None, *, total: int | None = None
+    ) -> Iterator[Scores]:
         """Score pictures one after another, several at a time where the graph allows; the result is the same.
 
         Args:
             images: The pictures; read as needed.
             progress: Checked between calls and told how many are done.
+            total: How many pictures there are, where ``images`` cannot say it.
 
         Yields:
             The scores of each picture, in order.
         """
         progress = progress or SilentProgress()
         size = BATCH if self.is_batched else self._batch_size
-        total = len(images) if isinstance(images, (list, tuple)) else 0
+        if total is None:
+            total = len(images) if isinstance(images, (list, tuple)) else 0
         done = 0
         waiting = iter(images)
         while group := list(itertools.islice(waiting, size)):

@@ -1,5 +1,6 @@
 """The tagger to the letter of the WD14 contract, on graphs that show how the picture reached them."""
 
+import csv
 import sys
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 from PIL import Image
 
 from atelier_tests.helpers.onnx_tagger import ROWS, write_table, write_tagger
-from atelier_tests.helpers.progress import CancelAfter
+from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from lora_atelier.core.discovery import discover
 from lora_atelier.core.errors import FormatError, InputError, MissingLibraryError, StorageError, UnknownNameError
 from lora_atelier.core.progress import Cancelled
+from lora_atelier.tagger import prepare as prepare_module
 from lora_atelier.tagger import runner, taggers
 from lora_atelier.tagger.labels import KAOMOJI, compared, written
 from lora_atelier.tagger.prepare import flatten, pad_square, prepare
@@ -141,6 +143,14 @@ def test_cancel_between_pictures(folder):
         list(tagger.tag_images([picture((0, 0, 0))] * 20, CancelAfter(3)))
 
 
+def test_the_bar_moves_forwards_only_also_where_pictures_come_one_by_one(tagger):
+    progress = RecordingProgress()
+    list(tagger.tag_images(iter([picture((0, 0, 0))] * 3), progress, total=3))
+    done = [update[0] for update in progress.updates]
+    assert done == sorted(set(done))
+    assert {update[1] for update in progress.updates} == {3}
+
+
 def test_an_opened_tagger_is_kept_until_its_file_changes(folder, tmp_path):
     assert open_tagger(folder) is open_tagger(folder)
     write_tagger(tmp_path / "x")
@@ -214,6 +224,10 @@ def test_files_that_do_not_belong_together(tmp_path):
     (folder / "selected_tags.csv").write_bytes("tag_id,name,category\n1,日本,0\n".encode("cp932"))
     with pytest.raises(FormatError, match="UTF-8"):
         open_tagger(folder)
+    long_field = "x" * (csv.field_size_limit() + 1)
+    (folder / "selected_tags.csv").write_text(f"tag_id,name,category\n1,{long_field},0\n", encoding="utf-8")
+    with pytest.raises(FormatError, match="no tag table"):
+        open_tagger(folder)
 
 
 def test_a_graph_of_logits_is_refused(tmp_path):
@@ -272,6 +286,17 @@ def test_pad_modes():
         assert pad_square(image, pad).getpixel((0, 0)) == colour
         assert pad_square(image, pad).size == (4, 4)
         assert pad_square(image, pad).getpixel((1, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("size", [(60_000, 3), (2, 1_000_000)])
+def test_a_very_long_picture_makes_no_huge_square(size):
+    assert pad_square(picture((0, 0, 0), size), "white").size == (8192, 8192)
+
+
+def test_an_ordinary_large_picture_is_padded_at_full_size(monkeypatch):
+    monkeypatch.setattr(prepare_module, "SQUARE_PX", 16)
+    assert pad_square(picture((0, 0, 0), (40, 20)), "white").size == (40, 40)
+    assert pad_square(picture((0, 0, 0), (400, 20)), "white").size == (126, 126)
 
 
 def test_flatten_of_other_modes():
