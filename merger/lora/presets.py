@@ -1,5 +1,6 @@
 """Named block-weight vectors in the text format that LoRA Block Weight users share: ``NAME:numbers``."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,13 +110,19 @@ def load_presets(user_folder: Path | None = None) -> dict[str, Preset]:
         FormatError: A line is not of the form ``NAME:numbers``, or the file is not UTF-8 text.
         StorageError: The file cannot be read.
     """
-    presets = parse_presets(_read(SHIPPED_PRESETS), origin=SHIPPED_PRESETS.name)
+    presets = dict(_shipped())
     if user_folder is None:
         return presets
     user_file = user_folder / USER_PRESETS_NAME
     if not user_file.is_file():
         return presets
     return merge_presets(presets, parse_presets(_read(user_file), origin=user_file.name))
+
+
+@functools.cache
+def _shipped() -> Presets:
+    """The pack's own presets, read once: every node list a page asks for shows some of their names."""
+    return MappingProxyType(parse_presets(_read(SHIPPED_PRESETS), origin=SHIPPED_PRESETS.name))
 
 
 def _read(path: Path) -> str:

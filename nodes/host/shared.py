@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,34 @@ def tagger_entries(folders: Sequence[Path]) -> dict[str, Path]:
     """Taggers below the folders: each folder that holds a ``.onnx`` file by its name, single files by theirs."""
     found: dict[str, Path] = {}
     for folder in folders:
-        for path in sorted(folder.rglob("*.onnx")) if folder.is_dir() else ():
+        for path in _graphs_below(folder):
             place = path if path.parent == folder else path.parent
             found.setdefault(place.relative_to(folder).as_posix(), place)
     return found
+
+
+_graphs: dict[Path, tuple[dict[str, int], tuple[Path, ...]]] = {}
+
+
+def _graphs_below(folder: Path) -> tuple[Path, ...]:
+    """The ``.onnx`` files below a folder; walked again only when a folder on the way has changed.
+
+    A page asks for this list several times at each reload, and such folders may lie on a slow disk.
+    """
+    times_ns, found = _graphs.get(folder, ({}, ()))
+    if times_ns and all(_changed_ns(place) == time_ns for place, time_ns in times_ns.items()):
+        return found
+    times_ns, paths = {}, []
+    for place, names, files in os.walk(folder):
+        names[:] = [name for name in names if not name.startswith(".")]
+        times_ns[place] = _changed_ns(place)
+        paths += [Path(place, file) for file in files if file.lower().endswith(".onnx")]
+    _graphs[folder] = (times_ns, tuple(sorted(paths)))
+    return _graphs[folder][1]
+
+
+def _changed_ns(folder: str) -> int:
+    return os.stat(folder).st_mtime_ns if os.path.isdir(folder) else 0
 
 
 def add_to_digest(digest: hashlib._Hash, value: Any) -> None:

@@ -216,6 +216,8 @@ def test_own_presets_lie_on_top(tmp_path):
     assert 12 in presets["OUTALL"].vectors
     assert weights("NEW", presets=presets)["MID"] == 1.0
     assert load_presets(tmp_path / "absent") == load_presets()
+    load_presets().clear()  # a caller's own copy
+    assert load_presets()
 
 
 def test_bad_line_in_own_presets_is_named(tmp_path):
