@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,34 +28,44 @@ STAGES = ("vae", "base", "tagger", "assets")
 SIZE_LIMIT_BYTES = {"pico-base.safetensors": 24_000_000, "model.onnx": 1_000_000}
 
 
-def make(work: Path, assets: Path, last_stage: str) -> None:
-    """Run the stages up to and with `last_stage`.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The settings of all stages."""
+
+    vae: VaeTraining = VaeTraining()
+    base: BaseTraining = BaseTraining()
+    tagger: TaggerTraining = TaggerTraining()
+    judged_pictures: int = 200
+
+
+def make(work: Path, assets: Path, last_stage: str, plan: Plan) -> dict[str, float]:
+    """Run the stages up to and with `last_stage` and return the figures measured on the way.
 
     Raises:
         ValueError: an asset is larger than it may be.
     """
-    vae = train_vae(work, VaeTraining())
+    figures: dict[str, float] = {}
+    vae = train_vae(work, plan.vae)
     if last_stage == "vae":
-        return
+        return figures
     normalise_vae(vae, work / "vae_normalised.safetensors")
-    if last_stage in ("base", "assets"):
-        trainer = train_base(work, vae, BaseTraining())
-        trainer.write_base(work / "pico-base.safetensors")
-        if last_stage == "base":
-            return
-    net, counts = train_tagger(work, vae, TaggerTraining())
+    trainer = train_base(work, vae, plan.base)
+    trainer.write_base(work / "pico-base.safetensors")
+    if last_stage == "base":
+        return figures
+    net, counts = train_tagger(work, vae, plan.tagger)
     tagger_net.write_onnx(net, work / "pico-tagger" / "model.onnx")
     tagger_net.write_tag_list(work / "pico-tagger" / "selected_tags.csv", counts.tolist())
-    figures: dict[str, float] = {"tagger_micro_f1": tagger_score(Judge(work / "pico-tagger")).f1}
+    judge = Judge(work / "pico-tagger")
+    figures["tagger_micro_f1"] = tagger_score(judge).f1
     if last_stage == "assets":
-        judge = Judge(work / "pico-tagger")
-        asked = shape_prompts(200, seed=1, held_out=True)
+        asked = shape_prompts(plan.judged_pictures, seed=1, held_out=True)
         pictures = paint_all(trainer.painter(), [a.prompt for a in asked])
         figures["held_out_share"] = share_as_asked(judge, pictures, asked)
         labelled_sheet(pictures[:64], [a.prompt for a in asked[:64]]).save(work / "held-out.png")
         publish(work, assets)
     (work / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print(json.dumps(figures), flush=True)
+    return figures
 
 
 def tagger_score(judge: Judge, number: int = 1000) -> Agreement:
@@ -94,7 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    make(chosen.work, chosen.assets, chosen.stage)
+    print(json.dumps(make(chosen.work, chosen.assets, chosen.stage, Plan())), flush=True)
 
 
 if __name__ == "__main__":

@@ -184,12 +184,19 @@ class BaseTrainer:
         A batch is split among threads of one core each: they meet once a step, where the threads inside an operation
         would meet a thousand times and wait whenever another program takes a core.
         """
-        everything = self._weights()
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        workers = ThreadPoolExecutor(self.settings.shards, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            with ThreadPoolExecutor(self.settings.shards, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+                yield from self._steps(drawings, workers)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _steps(self, drawings: Drawings, workers: ThreadPoolExecutor) -> Iterator[tuple[int, float, float]]:
         for optimizer in self.optimizers:
             if isinstance(optimizer, Muon):
                 optimizer.run = workers.map
+        everything = self._weights()
         self.unet.train()
         self.text.train()
         while self.step < self.settings.steps:

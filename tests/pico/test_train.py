@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_atelier.pico import train_tagger, train_unet, train_vae, world
+from lora_atelier.pico import make, train_tagger, train_unet, train_vae, world
 from lora_atelier.pico.muon import Muon, orthogonalised, split_weights
 from lora_atelier.pico.progress_file import load_tensors
 
@@ -48,6 +48,21 @@ def test_continued_base_equals_uninterrupted_base(tmp_path):
     whole, parts = weights(tmp_path / "whole", [4]), weights(tmp_path / "parts", [1, 3, 4])
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+@pytest.mark.slow
+def test_every_stage_runs_from_nothing(tmp_path):
+    """`make pico` with a handful of steps: the files are written, published and judged."""
+    plan = make.Plan(
+        vae=train_vae.VaeTraining(steps=2, crop_batch=2, full_batch=2),
+        base=train_unet.BaseTraining(steps=2, batch=2, drawings=20),
+        tagger=train_tagger.TaggerTraining(steps=2, batch=4, drawings=8, decoded=4),
+        judged_pictures=2,
+    )
+    figures = make.make(tmp_path / "work", tmp_path / "assets", "assets", plan)
+    assert set(figures) == {"tagger_micro_f1", "held_out_share"}
+    for name in ("pico-base.safetensors", "pico-tagger/model.onnx", "pico-tagger/selected_tags.csv"):
+        assert (tmp_path / "assets" / name).is_file()
 
 
 def test_a_step_has_the_same_pictures_whenever_it_is_drawn():
