@@ -1,5 +1,7 @@
 """Checkpoints: folders that appear whole or not at all, and hold all that an exact resume needs."""
 
+import contextlib
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ FACTS_FILE = "state.json"
 _ADAPTER = "adapter/"
 _OPTIMIZER = "optimizer/"
 _PRECISION = "precision/"
+_ASIDE = ".aside.tmp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Writes a checkpoint to a temporary folder, syncs it and renames it.
 
-    An older checkpoint of the same step is replaced when it was not ``kept`` and this one is.
+    An older checkpoint of the same step is only removed once the new one is whole.
 
     Args:
         run_folder: of the run.
@@ -93,14 +96,18 @@ def save_checkpoint(
     tensors.update({f"{_PRECISION}{name}": value for name, value in state.precision.items()})
     plain_optimizer = _take_tensors(state.optimizer, tensors)
     said = {**facts, "step": step, "kept": kept, "optimizer": plain_optimizer}
-    if target.exists():
-        _remove_tree(target)
-    with atomic_path(target) as folder:
-        folder.mkdir(parents=True)
-        write_tensors(folder / STATE_FILE, {name: value.detach().cpu() for name, value in tensors.items()}, {})
-        if write_lora is not None:
-            write_lora(folder / LORA_FILE)
-        write_json(folder / FACTS_FILE, said)
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(6)}{_ASIDE}")
+    try:
+        with atomic_path(target) as folder:
+            folder.mkdir(parents=True)
+            write_tensors(folder / STATE_FILE, {name: value.detach().cpu() for name, value in tensors.items()}, {})
+            if write_lora is not None:
+                write_lora(folder / LORA_FILE)
+            write_json(folder / FACTS_FILE, said)
+            if target.exists():
+                target.rename(aside)
+    finally:
+        _put_back_or_remove(aside, target)
     return Checkpoint(folder=target, step=step, kept=kept, facts=said)
 
 
@@ -119,14 +126,23 @@ def load_state(checkpoint: Checkpoint) -> State:
     return State(adapter=named(_ADAPTER), optimizer=optimizer, precision=named(_PRECISION))
 
 
-def list_checkpoints(run_folder: Path) -> list[Checkpoint]:
-    """Returns the whole checkpoints of a run by rising step; half-written ones are not seen."""
+def list_checkpoints(run_folder: Path, tell: Callable[[str], None] | None = None) -> list[Checkpoint]:
+    """Returns the whole checkpoints of a run by rising step; half-written and damaged ones are not seen.
+
+    Args:
+        run_folder: of the run.
+        tell: is told of damaged ones.
+    """
     found: list[Checkpoint] = []
     for folder in sorted((run_folder / "checkpoints").glob("step-*")):
-        facts_path = folder / FACTS_FILE
-        if facts_path.is_file() and (folder / STATE_FILE).is_file():
-            facts = read_json(facts_path)
+        if not ((folder / FACTS_FILE).is_file() and (folder / STATE_FILE).is_file()):
+            continue
+        try:
+            facts = read_json(folder / FACTS_FILE)
             found.append(Checkpoint(folder=folder, step=int(facts["step"]), kept=bool(facts["kept"]), facts=facts))
+        except (AtelierError, KeyError, TypeError, ValueError) as damage:
+            if tell is not None:
+                tell(f"The checkpoint {folder.name} is damaged and passed over: {damage}")
     return found
 
 
@@ -137,10 +153,10 @@ def latest_readable(run_folder: Path, tell: Callable[[str], None]) -> tuple[Chec
         run_folder: of the run.
         tell: is told of damaged ones that are passed over.
     """
-    for checkpoint in reversed(list_checkpoints(run_folder)):
+    for checkpoint in reversed(list_checkpoints(run_folder, tell)):
         try:
             return checkpoint, load_state(checkpoint)
-        except (AtelierError, KeyError) as damage:
+        except (AtelierError, KeyError, TypeError, ValueError, AttributeError) as damage:
             tell(f"The checkpoint {checkpoint.folder.name} is damaged and passed over: {damage}")
     return None
 
@@ -149,7 +165,12 @@ def remove_half_written(run_folder: Path) -> None:
     """Removes what a killed process left; only the process that holds the run's lock may call it."""
     for folder in (run_folder, run_folder / "checkpoints"):
         for left in folder.glob(".*.tmp"):
-            _remove_tree(left)
+            if left.name.endswith(_ASIDE):
+                _put_back_or_remove(left, left.with_name(left.name[1:].partition(".")[0]))
+                continue
+            # Windows: a file in it may be mapped by another process; it goes the next time.
+            with contextlib.suppress(OSError):
+                _remove_tree(left)
 
 
 def remove_checkpoint(checkpoint: Checkpoint) -> None:
@@ -157,11 +178,24 @@ def remove_checkpoint(checkpoint: Checkpoint) -> None:
     _remove_tree(checkpoint.folder)
 
 
+def _put_back_or_remove(aside: Path, target: Path) -> None:
+    """Deletes a checkpoint that was put aside for a new one, or puts it back where the new one did not come."""
+    if aside.exists():
+        # Windows: a file in it may be mapped by another process; the next start of the run tries again.
+        with contextlib.suppress(OSError):
+            if target.exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(target)
+
+
 def _remove_tree(path: Path) -> None:
     if path.is_file():
         path.unlink()
         return
-    hidden = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old.tmp"))
+    hidden = path
+    if not path.name.startswith("."):
+        hidden = path.rename(path.with_name(f".{path.name}.{secrets.token_hex(6)}.old.tmp"))
     shutil.rmtree(hidden)
 
 

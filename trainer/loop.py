@@ -1,5 +1,6 @@
 """The training loop."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,11 +9,13 @@ from typing import Any, Protocol
 import torch
 
 from ..core import seeds
-from ..core.errors import AtelierError, TrainingError
+from ..core.errors import TrainingError
 from ..core.progress import Progress
 from .objectives._spec import Objective
 from .precision import Precision, clip_gradients, masked_step
 from .schedules._spec import Factor
+
+log = logging.getLogger("lora_atelier")
 
 READ_EVERY_STEPS = 8
 """Steps between two readings of losses and of the finite flag from the device."""
@@ -214,7 +217,8 @@ def train(learner: Learner, route: Route, recorder: Recorder, progress: Progress
             try:
                 read()
                 recorder.cancel(step, seconds=seconds(), images_seen=images_seen)
-            except AtelierError as failure:
+            except BaseException as failure:
+                log.warning("the state could not be saved when training was stopped: %s", failure)
                 raise cancel from failure
             raise
 

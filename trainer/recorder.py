@@ -102,10 +102,10 @@ class RunRecorder:
 
     def cancel(self, step: int, *, seconds: float, images_seen: int) -> None:
         """Saves the state and notes that the person asked to stop."""
-        self.cancelled = True
         if step > 0:
             self.save(step, seconds=seconds, images_seen=images_seen, kept=False)
         self.run.write_status("cancelled", step=step, total_steps=self.total_steps, seconds=seconds)
+        self.cancelled = True
 
     def file_name(self, step: int) -> str:
         """Returns the published name, ``<run>`` for the last step and ``<run>-step00000500`` before."""
