@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from ..core.files import safe_name
 from ..core.params import Choice, Params, param
 from ..dataset.table import Dataset
 from ..families._base import Base
+from ..families._spec import get_family
+from ..networks._blocks import expand_selection
 
 NUMERICS_VERSION = 1
 """Raised when a change to the code changes the numbers of a run; runs of different versions never share a key."""
@@ -168,7 +171,7 @@ class Job:
         """Returns the run's key: 64 hexadecimal digits over all that decides the numbers."""
         config = self.config()
         config["train"] = {name: value for name, value in config["train"].items() if name not in NOT_IN_KEY}
-        config["blocks"] = normal_blocks(self.blocks)
+        config["blocks"] = expand_selection(self.blocks, get_family(self.base.family).blocks)
         said = {"config": config, "base": base_hash, "data": data_hash, "numerics": NUMERICS_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
 
@@ -182,14 +185,9 @@ class Job:
 
 
 def normal_blocks(blocks: str) -> str:
-    """Returns a block choice without case and spaces; "" and "ALL" are the same."""
-    text = "".join(blocks.split()).upper()
-    return "" if text == "ALL" else text
-
-
-def choice_from(kind: str, name: str, params: Params) -> Choice:
-    """Returns the option object of a plug-in."""
-    return Choice(kind=kind, name=name, params=params)
+    """Returns how a block choice is shown: upper case, words separated by commas; "" and "ALL" are the same."""
+    words = re.sub(r"\s*-\s*", "-", blocks.upper()).replace(",", " ").replace(";", " ").split()
+    return "" if words == ["ALL"] else ",".join(words)
 
 
 def differences(params: Params) -> dict[str, Any]:

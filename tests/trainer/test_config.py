@@ -18,6 +18,8 @@ def test_origins() -> None:
     assert differences(TrainParams(steps=12)) == {"steps": 12}
 
 
-@pytest.mark.parametrize(("text", "normal"), [("", ""), (" all ", ""), ("in04-07, out03", "IN04-07,OUT03")])
+@pytest.mark.parametrize(
+    ("text", "normal"), [("", ""), (" all ", ""), ("in04 - 07, out03", "IN04-07,OUT03"), ("in4 in5", "IN4,IN5")]
+)
 def test_normal_blocks(text: str, normal: str) -> None:
     assert normal_blocks(text) == normal

@@ -211,6 +211,7 @@ def test_the_key_ignores_what_does_not_decide_the_numbers(tiny_base: Path, datas
     same = key()
     assert key(run_name="x", save_every_steps=3, save_every_epochs=1, keep_last=1, mode="restart") == same
     assert key(blocks="all") == same
+    assert key(blocks="IN4-7, mid") == key(blocks="MID,IN04-07") == key(blocks="IN04,IN05 in6-7,MID")
     for change in ({"steps": 5}, {"seed": 1}, {"blocks": "MID"}, {"rank": 3}, {"optimizer": {"lr_unet": 2e-3}}):
         assert key(**change) != same
 
@@ -236,12 +237,18 @@ def test_two_processes_cannot_train_one_run(job: MakeJob, places: Places) -> Non
         train_lora(job(steps=3), **places)
 
 
-def test_a_damaged_checkpoint_is_passed_over(job: MakeJob, places: Places, whole_run: RunResult) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("state.safetensors", None), ("state.json", b"\0\0\0\0"), ("state.json", b"[]"), ("state.json", b'{"step": 5}')],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    job: MakeJob, places: Places, whole_run: RunResult, name: str, content: bytes | None
+) -> None:
     with pytest.raises(Cancelled):
         train_lora(job(**WHOLE), progress=CancelTraining(places["output_dir"], 12), **places)
     (folder,) = (places["output_dir"] / "atelier" / "runs").iterdir()
-    last = sorted((folder / "checkpoints").iterdir())[-1] / "state.safetensors"
-    last.write_bytes(last.read_bytes()[:1000])
+    last = sorted((folder / "checkpoints").iterdir())[-1] / name
+    last.write_bytes(last.read_bytes()[:1000] if content is None else content)
     progress = RecordingProgress()
     assert_same_run(train_lora(job(**WHOLE), progress=progress, **places), whole_run)
     assert any("damaged and passed over" in line for line in progress.lines)
