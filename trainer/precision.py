@@ -7,6 +7,9 @@ import torch
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+OutOfMemory: type[BaseException] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+"""What torch raises when the device's memory is not enough; before 2.5 it has it for CUDA only."""
+
 FIRST_LOSS_SCALE = 65536.0
 GROWTH_INTERVAL_STEPS = 2000
 SMALLEST_LOSS_SCALE = 2.0**-10

@@ -22,7 +22,7 @@ from .loop import Learner, Route, train
 from .metadata import fixed_metadata
 from .optimizers._spec import ParamGroup
 from .plan import Checked, Plan, make_plan, saves_at
-from .precision import Precision
+from .precision import OutOfMemory, Precision
 from .recorder import RunRecorder, facts_of
 from .run import RunFolder, RunRef, open_run
 
@@ -354,9 +354,13 @@ def _finish(run: RunFolder, recorder: RunRecorder, plan: Plan, *, steps_done: in
 
 def _note_failure(run: RunFolder, failure: BaseException, *, total_steps: int) -> None:
     """Writes why the run stopped into its status; if the disk refuses even that, the failure itself still tells."""
-    last = max((point.step for point in list_checkpoints(run.folder)), default=0)
-    state = "failed" if isinstance(failure, (ValueError, OSError, torch.OutOfMemoryError)) else "interrupted"
+    failed = isinstance(failure, (ValueError, OSError, OutOfMemory))
+    reason = f"{type(failure).__name__}: {failure}"
+    if not failed and failure.__cause__ is not None:  # what went wrong while a cancelled run was saved
+        reason = f"{reason} ({failure.__cause__})"
     with contextlib.suppress(OSError, ValueError):
+        points = list_checkpoints(run.folder)
+        step, seconds = (points[-1].step, float(points[-1].facts.get("seconds", 0.0))) if points else (0, 0.0)
         run.write_status(
-            state, step=last, total_steps=total_steps, seconds=0.0, reason=f"{type(failure).__name__}: {failure}"
+            "failed" if failed else "interrupted", step=step, total_steps=total_steps, seconds=seconds, reason=reason
         )

@@ -22,6 +22,7 @@ from .manifest import data_hash, make_manifest
 from .objectives._spec import objectives
 from .optimizers._spec import optimizers
 from .plan import Checked, check_job
+from .precision import OutOfMemory
 from .recorder import facts_of
 from .run import RunFolder, RunInfo, RunRef, check_writable, find_runs, new_run, open_run, publish_file, runs_folder
 from .session import Places, RunResult, Start, train_held
@@ -134,7 +135,7 @@ def _own_torch_state(device: torch.device) -> Iterator[None]:
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
             yield
-    except torch.OutOfMemoryError as cause:
+    except OutOfMemory as cause:
         raise TrainingError(
             "The device's memory is not enough: lower batch_size or resolution_px, switch gradient_checkpointing on, "
             "or use the precision bf16."

@@ -1,6 +1,7 @@
 """Optimizers: the contract over all of them, and AdamW against the paper written out."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,22 @@ def test_adamw_matches_the_paper() -> None:
             corrected = first[index] / (1 - beta1**step) / (math.sqrt(second[index] / (1 - beta2**step)) + epsilon)
             weights[index] -= lr * (corrected + decay * weights[index])
     assert parameter.flatten().tolist() == pytest.approx(weights, rel=1e-5)
+
+
+def test_adamw_without_a_fused_form_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch before 2.4 on the CPU; the settings of the attempt must not stay in the groups."""
+    real = torch.optim.AdamW
+
+    def old_adamw(groups: Any, *, fused: bool, **given: Any) -> torch.optim.Optimizer:
+        if fused:
+            for group in groups:
+                group["fused"] = True
+            raise RuntimeError("`fused=True` requires all the params to be floating point Tensors of devices: ['cuda']")
+        return real(groups, fused=fused, **given)
+
+    monkeypatch.setattr(torch.optim, "AdamW", old_adamw)
+    optimizer = OPTIMIZER.build(groups(), AdamWParams())
+    assert [group["fused"] for group in optimizer.param_groups] == [False, False]
 
 
 def test_unknown_optimizer_lists_the_nearest() -> None:

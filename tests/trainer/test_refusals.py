@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from atelier_tests.helpers.progress import RecordingProgress
-from lora_atelier.core.errors import AtelierError, InputError, StorageError, UnknownNameError
+from atelier_tests.helpers.training import CancelTraining
+from lora_atelier.core.errors import AtelierError, InputError, StorageError, TrainingError, UnknownNameError
 from lora_atelier.core.params import Choice
+from lora_atelier.core.progress import Cancelled
 from lora_atelier.trainer import checkpoints, session
 from lora_atelier.trainer.config import Job, TrainParams
 from lora_atelier.trainer.objectives.epsilon import OBJECTIVE
 from lora_atelier.trainer.optimizers.adamw import AdamWParams
 from lora_atelier.trainer.plan import check_job, saves_at
+from lora_atelier.trainer.precision import OutOfMemory
 from lora_atelier.trainer.run import open_run
 from lora_atelier.trainer.train import train_lora
 
@@ -142,10 +145,42 @@ def test_a_disk_that_is_full_in_mid_run_keeps_the_last_checkpoint(
     with pytest.raises(StorageError, match="the disk is full.*last good checkpoint of the run is step 2"):
         train_lora(job(steps=6, save_every_steps=2), **places)
     (folder,) = (places["output_dir"] / "atelier" / "runs").iterdir()
-    assert [step for step, _ in open_run(folder).checkpoints] == [2]
+    info = open_run(folder)
+    assert [step for step, _ in info.checkpoints] == [2]
+    assert info.status["state"] == "failed"
+    assert info.status["seconds_training"] > 0.0
     assert not list(folder.rglob("*.tmp"))
     monkeypatch.undo()
     assert train_lora(job(steps=6, save_every_steps=2), **places).steps_done == 4
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "Input/output error"), RuntimeError("a fault")])
+def test_a_failure_while_saving_does_not_replace_the_cancel(
+    job: MakeJob, places: Places, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def broken(*_: Any) -> None:
+        raise failure
+
+    stop = Cancelled("stop")
+    monkeypatch.setattr(checkpoints, "write_tensors", broken)
+    with pytest.raises(Cancelled) as caught:
+        train_lora(job(), progress=CancelTraining(places["output_dir"], 4, stop), **places)
+    assert caught.value is stop
+    (folder,) = (places["output_dir"] / "atelier" / "runs").iterdir()
+    status = open_run(folder).status
+    assert (status["state"], status["step"]) == ("interrupted", 0)
+    assert status["reason"].startswith("Cancelled: stop (")
+
+
+def test_too_little_memory_says_what_to_change(job: MakeJob, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OutOfMemory("CUDA out of memory")
+
+    monkeypatch.setattr(session, "train", full)
+    with pytest.raises(TrainingError, match="lower batch_size or resolution_px"):
+        train_lora(job(), **places)
+    (folder,) = (places["output_dir"] / "atelier" / "runs").iterdir()
+    assert open_run(folder).status["state"] == "failed"
 
 
 def test_open_run_of_another_folder(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """AdamW, torch's own."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,15 +40,23 @@ class AdamWParams(OptimizerParams):
 
 
 def build(groups: Sequence[ParamGroup], params: AdamWParams) -> torch.optim.Optimizer:
-    """Returns torch's AdamW over the groups, in the fused form where the device has one."""
+    """Returns torch's AdamW over the groups, in the fused form where this torch has one for the device."""
+
+    def made(*, fused: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            [{"params": list(group.parameters), "lr": group.lr, "name": group.name} for group in groups],
+            betas=(params.beta1, params.beta2),
+            eps=params.epsilon,
+            weight_decay=params.weight_decay,
+            fused=fused,
+        )
+
     devices = {parameter.device.type for group in groups for parameter in group.parameters}
-    return torch.optim.AdamW(
-        [{"params": list(group.parameters), "lr": group.lr, "name": group.name} for group in groups],
-        betas=(params.beta1, params.beta2),
-        eps=params.epsilon,
-        weight_decay=params.weight_decay,
-        fused=devices <= set(FUSED_DEVICES),
-    )
+    if devices <= set(FUSED_DEVICES):
+        # torch before 2.4 has the fused form for CUDA alone and refuses it with a RuntimeError
+        with contextlib.suppress(RuntimeError):
+            return made(fused=True)
+    return made(fused=False)
 
 
 OPTIMIZER = Optimizer(
