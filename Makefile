@@ -26,6 +26,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+# The tiny model's training step; the full size (8 GB of memory): make bench ARGS=--full
 bench: $(VENV)/.test
 	for script in bench/[!_]*.py; do $(BIN)/python "$$script" $(ARGS) || exit 1; done
 
