@@ -51,11 +51,6 @@ class Bucket:
         """Bucket's width / height minus the picture's (``img_ar_error`` in kohya's metadata)."""
         return self.width / self.height - self.source[0] / self.source[1]
 
-    @property
-    def crop_loss(self) -> float:
-        """Share of the scaled picture that the crop cuts away, 0..1."""
-        return 1.0 - self.width * self.height / (self.resized[0] * self.resized[1])
-
 
 def bucket_sizes(resolution_px: int | Size, *, step_px: int, min_px: int, max_px: int) -> list[Size]:
     """All bucket sizes (width, height) for an area, in kohya's order (sorted).

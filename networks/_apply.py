@@ -1,10 +1,9 @@
-"""Reading LoRA files of every dialect by module, and adding their deltas to weights."""
+"""Reading LoRA files of every dialect by module, and the weight change each module makes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..core.errors import FormatError
@@ -82,48 +81,3 @@ def lora_delta(parts: Mapping[str, Tensor], *, stem: str = "", weight_shape: tup
     return network.delta(
         {name: value for name, value in parts.items() if name != ALPHA}, alpha=alpha, weight_shape=weight_shape
     )
-
-
-def lora_deltas(
-    lora_tensors: Mapping[str, Tensor], stem: str, *, weight_shape: tuple[int, ...] | None = None
-) -> Tensor:
-    """The full fp32 weight change of the module `stem` of a LoRA file.
-
-    Raises:
-        FormatError: the file does not hold the module, or its network is not known.
-    """
-    modules = split_file({key: value for key, value in lora_tensors.items() if key.startswith(stem)})
-    if stem not in modules:
-        raise FormatError(f"the LoRA file holds no module '{stem}'")
-    return lora_delta(modules[stem], stem=stem, weight_shape=weight_shape)
-
-
-def add_deltas(
-    weights: MutableMapping[str, Tensor],
-    lora: Mapping[str, Tensor],
-    *,
-    strength: float | Mapping[str, float] = 1.0,
-) -> list[str]:
-    """Adds a LoRA to weights: W + strength * dW, in fp32, then back to the weight's dtype.
-
-    Args:
-        weights: stem -> base weight; changed entries are replaced by new tensors, the old ones stay as they are.
-        lora: the tensors of a LoRA file.
-        strength: one for all, or stem -> strength (stems left out get 0).
-
-    Returns:
-        The stems of the file that `weights` does not hold.
-    """
-    unused: list[str] = []
-    for stem, parts in split_file(lora).items():
-        if stem not in weights:
-            unused.append(stem)
-            continue
-        factor = strength if isinstance(strength, (int, float)) else strength.get(stem, 0.0)
-        if factor == 0.0:
-            continue
-        weight = weights[stem]
-        with torch.no_grad():
-            change = lora_delta(parts, stem=stem, weight_shape=tuple(weight.shape)).to(weight.device)
-            weights[stem] = torch.add(weight.float(), change, alpha=factor).to(weight.dtype)
-    return unused

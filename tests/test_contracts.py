@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lora_atelier.core.discovery import discover
 from lora_atelier.core.params import Choice, Params, choice_from_json
 from lora_atelier.core.tensors import read_tensors, write_tensors
-from lora_atelier.networks._apply import add_deltas, lora_deltas
+from lora_atelier.networks._apply import lora_delta, split_file
 from lora_atelier.networks._spec import Op, network_of_parts
 from lora_atelier.trainer.optimizers._spec import OptimizerParams, ParamGroup
 
@@ -199,12 +199,9 @@ def test_network_survives_a_file(name, module, tmp_path):
     write_tensors(tmp_path / "file.safetensors", tensors)
     read = read_tensors(tmp_path / "file.safetensors")
     assert network_of_parts({key.removeprefix(f"{stem}."): part for key, part in read.items()}) is network
-    change = lora_deltas(read, stem, weight_shape=shape)
-    assert torch.equal(change, delta(network, parts, shape))
-    weight = torch.randn(shape)
-    weights = {stem: weight}
-    assert add_deltas(weights, read, strength=0.5) == []
-    torch.testing.assert_close(weights[stem], weight + 0.5 * change)
+    modules = split_file(read)
+    assert list(modules) == [stem]
+    assert torch.equal(lora_delta(modules[stem], stem=stem, weight_shape=shape), delta(network, parts, shape))
 
 
 @each_network
