@@ -128,16 +128,16 @@ class TrainLora:
             blocks=blocks or "",
         )
         host = get_host()
-        with host.training():
-            result = train_lora(
-                job,
-                output_dir=host.output_dir(),
-                loras_dir=host.loras_dir(),
-                cache_dir=host.cache_dir(),
-                device=host.device(),
-                progress=host.progress(job.params.steps),
-                prompt=dict(prompt) if prompt else None,
-            )
+        result = train_lora(
+            job,
+            output_dir=host.output_dir(),
+            loras_dir=host.loras_dir(),
+            cache_dir=host.cache_dir(),
+            device=host.device(),
+            progress=host.progress(job.params.steps),
+            prompt=dict(prompt) if prompt else None,
+            around=host.training,
+        )
         log.info("%s", result.report)
         return shown_result(result, trigger)
 
@@ -192,22 +192,23 @@ class ContinueTraining:
     ) -> dict[str, Any]:
         """Train on."""
         host = get_host()
-        with host.training():
-            result = continue_run(
-                run,
-                base=base,
-                dataset=dataset,
-                extra_steps=extra_steps,
-                output_dir=host.output_dir(),
-                loras_dir=host.loras_dir(),
-                cache_dir=host.cache_dir(),
-                device=host.device(),
-                progress=host.progress(extra_steps),
-                prompt=dict(prompt) if prompt else None,
-                optimizer=optimizer,
-                run_name=run_name,
-                mode=mode,
-            )
+        result = continue_run(
+            run,
+            base=base,
+            dataset=dataset,
+            extra_steps=extra_steps,
+            output_dir=host.output_dir(),
+            loras_dir=host.loras_dir(),
+            cache_dir=host.cache_dir(),
+            device=host.device(),
+            progress=host.progress(extra_steps),
+            prompt=dict(prompt) if prompt else None,
+            optimizer=optimizer,
+            run_name=run_name,
+            mode=mode,
+            around=host.training,
+        )
+        log.info("%s", result.report)
         return shown_result(result, "")
 
 

@@ -1,6 +1,7 @@
 """One stretch of training in the folder of a run: load, plan, cache, train, finish."""
 
 import contextlib
+import logging
 import random
 import time
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from .plan import Checked, Plan, make_plan, saves_at
 from .precision import OutOfMemory, Precision
 from .recorder import RunRecorder, facts_of
 from .run import RunFolder, RunRef, open_run
+
+log = logging.getLogger("lora_atelier")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,7 @@ def train_held(
         # the plan, and room for it
         plan = make_plan(checked, loaded.adapter, targets)
         progress.status(plan.text())
+        log.info("%s", plan.text())
         _check_space(plan, run, places)
         del targets  # they hold the model's modules
 

@@ -2,10 +2,10 @@
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -27,6 +27,8 @@ from .recorder import facts_of
 from .run import RunFolder, RunInfo, RunRef, check_writable, find_runs, new_run, open_run, publish_file, runs_folder
 from .session import Places, RunResult, Start, train_held
 
+Around: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
+
 __all__ = ["Places", "RunResult", "continue_run", "runs_of", "train_lora"]
 
 
@@ -39,6 +41,7 @@ def train_lora(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     prompt: Mapping[str, Any] | None = None,
+    around: Around = contextlib.nullcontext,
 ) -> RunResult:
     """Trains a LoRA, or returns the finished run of the very same job.
 
@@ -53,6 +56,8 @@ def train_lora(
         device: where to train.
         progress: shows, and cancels.
         prompt: the graph the job comes from, kept in the manifest.
+        around: entered only when there is something to train, once all that needs no model is checked; a host frees
+            its own models in it.
 
     Raises:
         InputError: settings that do not fit; found before any work.
@@ -62,7 +67,7 @@ def train_lora(
     places = Places(output_dir=Path(output_dir), loras_dir=Path(loras_dir), cache_dir=Path(cache_dir))
     device = torch.device(device)
     with _own_torch_state(device):
-        return _train_lora(job, places, device, progress or SilentProgress(), prompt, start=None)
+        return _train_lora(job, places, device, progress or SilentProgress(), prompt, around, start=None)
 
 
 def continue_run(
@@ -80,6 +85,7 @@ def continue_run(
     optimizer: Choice | None = None,
     run_name: str = "",
     mode: str = "resume",
+    around: Around = contextlib.nullcontext,
 ) -> RunResult:
     """Trains a run further as a child run; the parent is only read.
 
@@ -99,6 +105,7 @@ def continue_run(
         optimizer: settings to use from here on; None keeps the parent's.
         run_name: name of the child; left empty it is made from the parent's name.
         mode: as in TrainParams.
+        around: see ``train_lora``.
 
     Raises:
         InputError: the parent has no such checkpoint, or the base is another one.
@@ -125,7 +132,7 @@ def continue_run(
             images_seen=facts_of(checkpoint)[1],
             same_optimizer=job.optimizer.name == parent.manifest["config"]["optimizer"]["name"],
         )
-        return _train_lora(job, places, device, progress, prompt, start=start)
+        return _train_lora(job, places, device, progress, prompt, around, start=start)
 
 
 @contextlib.contextmanager
@@ -152,6 +159,7 @@ def _train_lora(
     device: torch.device,
     progress: Progress,
     prompt: Mapping[str, Any] | None,
+    around: Around,
     *,
     start: Start | None,
 ) -> RunResult:
@@ -175,7 +183,7 @@ def _train_lora(
     if folder is None:
         manifest = make_manifest(checked, base_sha256=base_sha256, content_hash=content_hash, prompt=prompt)
         folder = new_run(places.output_dir, name=job.run_name(), key=key, manifest=manifest)
-    with RunFolder.held(folder) as run:
+    with RunFolder.held(folder) as run, around():
         # The name of an interrupted run stays as it was begun.
         checked = replace(checked, job=job.with_params(run_name=str(run.manifest["run_name"])))
         return train_held(checked, run, places, device, progress, base_sha256=base_sha256, contents=hashes, start=start)
