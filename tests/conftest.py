@@ -27,6 +27,8 @@ def load_under_name(name: str, init_file: Path) -> None:
 
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The models of the tests are tiny: threads cost them more than they give, and more still beside a second process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 for _name, _init_file in IMPORT_NAMES.items():
     load_under_name(_name, _init_file)
