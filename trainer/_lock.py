@@ -1,6 +1,7 @@
 """A lock that a process holds on a folder; the system lets go of it when the process ends, however it ends."""
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,10 @@ else:
         fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 
 
+_HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK, errno.EWOULDBLOCK)
+"""What the systems say when another process has the lock (EDEADLK and EACCES on Windows)."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder for this process.
@@ -40,6 +45,11 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             _take(file)
         except OSError as cause:
+            if cause.errno not in _HELD:
+                raise StorageError(
+                    f"The run {folder.name} cannot be locked ({cause}): the disk of the output folder does not allow "
+                    "it; choose an output folder on another disk."
+                ) from cause
             raise StorageError(
                 f"The run {folder.name} is being trained by another process; wait for it, or choose the mode restart."
             ) from cause

@@ -130,13 +130,18 @@ def new_run(output_dir: Path, *, name: str, key: str, manifest: Mapping[str, Any
     while True:
         folder = parent / (f"{name}-{key[:8]}" if attempt == 1 else f"{name}-{key[:8]}-{attempt}")
         if not folder.exists():
-            with atomic_path(folder) as temporary:
-                temporary.mkdir()
-                (temporary / "checkpoints").mkdir()
-                (temporary / "plots").mkdir()
-                (temporary / "samples").mkdir()
-                write_json(temporary / MANIFEST_FILE, {**manifest, "key": key, "run_name": name, "attempt": attempt})
-            return folder
+            try:
+                with atomic_path(folder) as temporary:
+                    temporary.mkdir()
+                    for inner in ("checkpoints", "plots", "samples"):
+                        (temporary / inner).mkdir()
+                    said = {**manifest, "key": key, "run_name": name, "attempt": attempt}
+                    write_json(temporary / MANIFEST_FILE, said)
+            except (OSError, StorageError):
+                if not folder.exists():
+                    raise  # else another process has just made the folder of that name
+            else:
+                return folder
         attempt += 1
 
 
@@ -270,7 +275,8 @@ def check_writable(folder: Path, what: str) -> None:
     try:
         with atomic_path(folder / ".atelier-write-test") as temporary:
             temporary.write_bytes(b"test")
-        (folder / ".atelier-write-test").unlink()
+        # Another process may test the same folder at this moment.
+        (folder / ".atelier-write-test").unlink(missing_ok=True)
     except (OSError, StorageError) as cause:
         raise StorageError(
             f"The {what} folder {folder} cannot be written ({cause}); choose another folder or change its permissions."
