@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ...families._base import Base
     from .local_models import LocalBase
 
+IDENTITY_SAMPLES = 128
+IDENTITY_SAMPLE_BYTES = 2**16
+
 
 class _CancellableProgress(SilentProgress):
     def __init__(self, cancel: threading.Event) -> None:
@@ -280,11 +283,18 @@ class LocalHost:
 
 
 def _file_identity(path: Path) -> str:
-    """Hash of a file's size, its first and its last bytes: telling bases apart without reading gigabytes."""
-    chunk_bytes = 2**20
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    """Hash of a file's size, header and samples over its whole length: tells bases apart without reading gigabytes.
+
+    Fine-tunes of one model are equal in size and header, and often in their first and last tensors.
+    """
+    size_bytes = path.stat().st_size
+    digest = hashlib.sha256(str(size_bytes).encode())
     with path.open("rb") as file:
-        digest.update(file.read(chunk_bytes))
-        file.seek(-min(chunk_bytes, path.stat().st_size), os.SEEK_END)
-        digest.update(file.read(chunk_bytes))
+        length = file.read(8)
+        digest.update(length)
+        digest.update(file.read(min(int.from_bytes(length, "little"), size_bytes)))
+        last = max(0, size_bytes - IDENTITY_SAMPLE_BYTES)
+        for number in range(IDENTITY_SAMPLES):
+            file.seek(last * number // (IDENTITY_SAMPLES - 1))
+            digest.update(file.read(IDENTITY_SAMPLE_BYTES))
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from lora_atelier.core.progress import Cancelled
 from lora_atelier.core.tensors import write_tensors
 from lora_atelier.families._base import open_base
 from lora_atelier.nodes.host import set_host
-from lora_atelier.nodes.host.local import LocalHost
+from lora_atelier.nodes.host.local import LocalHost, _file_identity
 from lora_atelier.nodes.host.local_generate import empty_latent, start_noise
 from lora_atelier.nodes.host.local_nodes import CORE_NODES, KSampler, LoadImage, LoraLoader, SaveImage, VAEEncode
 from lora_atelier.nodes.host.protocol import PICO_NAME, Host
@@ -355,3 +355,15 @@ def test_lora_loader_node(loaded):
             VAEEncode().encode(vae, torch.zeros(1, 4, 4, 3))
     finally:
         set_host(None)
+
+
+def test_files_equal_at_both_ends_are_told_apart(tmp_path):
+    content = bytearray(b"\x02" + bytes(7) + b"{}" + bytes(6 * 2**20))
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "b").write_bytes(content)
+    content[3 * 2**20 : 3 * 2**20 + 2**17] = b"x" * 2**17
+    (tmp_path / "c").write_bytes(content)
+    (tmp_path / "empty").write_bytes(b"")
+    same, other, changed, empty = (_file_identity(tmp_path / name) for name in ("a", "b", "c", "empty"))
+    assert same == other
+    assert len({same, changed, empty}) == 3
