@@ -42,9 +42,9 @@ class LiveTexts:
 class KeptTexts:
     """Encodes every caption once, alone, so that a text's states do not depend on the batch it came in."""
 
-    def __init__(self, family: Family, components: Components, *, clip_skip: int, device: torch.device) -> None:
+    def __init__(self, family: Family, components: Components, *, clip_skip: int) -> None:
         """Keeps the text encoder until ``free``."""
-        self.family, self.clip_skip, self.device = family, clip_skip, device
+        self.family, self.clip_skip = family, clip_skip
         self.components: Components | None = components
         self._kept: dict[str, TextState] = {}
         self._kept_bytes = 0

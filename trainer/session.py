@@ -182,7 +182,7 @@ def train_held(
         first_step = step
 
         # the loop
-        texts = _texts(checked, loaded, device, progress)
+        texts = _texts(checked, loaded, progress)
         learner = Learner(
             predict=lambda noisy, timesteps, text: family.predict(loaded.components.unet, noisy, timesteps, text),
             batches=Feed(
@@ -270,7 +270,7 @@ def _load(recorder: RunRecorder, state: State, *, own_settings: tuple[str, ...],
             group.update(settings)
 
 
-def _texts(checked: Checked, loaded: _Loaded, device: torch.device, progress: Progress) -> Texts:
+def _texts(checked: Checked, loaded: _Loaded, progress: Progress) -> Texts:
     """Live encoding where the encoder is trained or captions vary; else kept states, the encoder freed if all fit."""
     clip_skip, dataset = checked.job.params.clip_skip, checked.job.dataset
     if checked.train_text_encoder or captions_vary(dataset):
@@ -278,7 +278,7 @@ def _texts(checked: Checked, loaded: _Loaded, device: torch.device, progress: Pr
             checked.family, loaded.components, clip_skip=clip_skip, with_gradients=checked.train_text_encoder
         )
     encoder = Components(text_encoders=loaded.components.text_encoders, tokenizers=loaded.components.tokenizers)
-    texts = KeptTexts(checked.family, encoder, clip_skip=clip_skip, device=device)
+    texts = KeptTexts(checked.family, encoder, clip_skip=clip_skip)
     if texts.fill([caption_for(dataset, number, 0) for number in range(len(dataset))], progress):
         texts.free()
         loaded.components.text_encoders = ()
