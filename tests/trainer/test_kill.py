@@ -1,9 +1,11 @@
 """Kill -9 at any moment: the resumed run is the uninterrupted one to the bit, and nothing is half written."""
 
+import contextlib
 import json
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -98,11 +100,32 @@ def test_killed_at_a_named_moment(
     assert_nothing_is_lost(resumed, whole_run, tmp_path / "loras")
 
 
+def rows_of(folder: Path) -> tuple[int, int]:
+    """Returns (rows, time of the last change) of the metrics of the run below the folder."""
+    for path in (folder / "output").glob("atelier/runs/*/metrics.csv"):
+        return len(path.read_text(encoding="utf-8").splitlines()) - 1, path.stat().st_mtime_ns
+    return 0, 0
+
+
+def wait_for_rows(child: subprocess.Popen[str], folder: Path) -> bool:
+    """Waits until the child has taken the run up and rows are there; False if it ended before."""
+    _, before_ns = rows_of(folder)
+    while child.poll() is None:
+        rows, changed_ns = rows_of(folder)
+        if rows > 0 and changed_ns != before_ns:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 @pytest.mark.slow
 def test_killed_at_20_random_moments(
     tiny_base: Path, pictures: Path, dataset: Dataset, cache_dir: Path, whole_run: RunResult, tmp_path: Path
 ) -> None:
-    """Each child is killed at a random time of its training, again and again, and then resumed to the end."""
+    """Each child is killed at a random time of its training, again and again, and then resumed to the end.
+
+    Only kills after the first row of the metrics count: before it there is nothing to lose.
+    """
     draw, kills, alive_s = random.Random(1), 0, 6.0
     while kills < 20:
         folder = tmp_path / f"kill{kills:02d}"
@@ -112,14 +135,16 @@ def test_killed_at_20_random_moments(
             )
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
-            started = time.perf_counter()
-            time.sleep(draw.uniform(0.0, alive_s))
+            trains, started = wait_for_rows(child, folder), time.perf_counter()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=draw.uniform(0.0, alive_s))
+                alive_s = min(alive_s, time.perf_counter() - started) if trains else alive_s
             child.kill()
-            child.communicate()
+            _, errors = child.communicate()
+            assert child.returncode in (0, -signal.SIGKILL), errors
             if child.returncode == 0:
-                alive_s = min(alive_s, time.perf_counter() - started)
-            else:
-                kills += 1
+                break
+            kills += 1
         job = make_job(dataset, base=tiny_base, **WHOLE)
         places = {"output_dir": folder / "output", "loras_dir": folder / "loras", "cache_dir": cache_dir}
         for place in places.values():
