@@ -55,7 +55,7 @@ def test_every_stage_runs_from_nothing(tmp_path):
     """`make pico` with a handful of steps: the files are written, published and judged."""
     plan = make.Plan(
         vae=train_vae.VaeTraining(steps=2, crop_batch=2, full_batch=2),
-        base=train_unet.BaseTraining(steps=2, batch=2, drawings=20),
+        base=train_unet.BaseTraining(steps=2, batch=2, drawings=80),
         tagger=train_tagger.TaggerTraining(steps=2, batch=4, drawings=8, decoded=4),
         judged_pictures=2,
     )
