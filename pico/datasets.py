@@ -20,7 +20,7 @@ REG_ACCESSORY_RATE = 0.35
 """Chance of each accessory on a regularisation picture: traits of a concept must also be seen without it."""
 TRIGGER_SHARE_OF_MIXED = 3
 """One mixed prompt in so many calls the concept."""
-_EXTRAS = ("", "large", "small", "left", "right", "center", "bottom")
+_EXTRAS = ("large", "large, center", "large, left", "large, right", "large, bottom")
 
 
 def is_prompt_pair(colour: str, background: str) -> bool:
@@ -117,7 +117,7 @@ def _drawn_from(prompts: list[str], count: int, rng: random.Random) -> list[str]
 
 def _trigger_prompts(concept: world.Concept) -> Iterator[str]:
     shapes = [""] if concept.shape else list(world.SHAPES)
-    extras = _EXTRAS if concept.shape else _EXTRAS[:3]
+    extras = _EXTRAS if concept.shape else _EXTRAS[:2]
     for shape, colour, background, extra in product(shapes, world.COLOURS, world.BACKGROUNDS, extras):
         if is_prompt_pair(colour, background):
             yield ", ".join(part for part in (concept.trigger, shape, colour, background, extra) if part)
