@@ -198,7 +198,7 @@ def interface(
 
 
 PICO = "pico (built in)"
-SAMPLING = {"steps": 16, "cfg": 6.0}
+SAMPLING = {"steps": 12, "cfg": 7.0}
 NOTE = """## Quickstart
 A LoRA is trained from drawings, put on, compared and scored. Everything is built in: press **Run** and wait about three
 minutes on a laptop's processor.
@@ -225,15 +225,16 @@ def quickstart() -> Page:
         "AtelierOpenDataset", (40, 580), (330, 440), folder=drawn.out(0), reg_folder=drawn.out(1), keep_tokens=1
     )
 
-    network = page.add("AtelierNetworkLora", (430, 60), (330, 110), rank=8, alpha=8.0)
+    network = page.add("AtelierNetworkLora", (430, 60), (330, 110), rank=16, alpha=16.0)
     optimizer = page.add(
         "AtelierOptimizerAdamw",
         (430, 230),
         (330, 280),
-        lr_unet=1e-3,
-        lr_text_encoder=5e-4,
+        lr_unet=3.5e-3,
+        lr_text_encoder=3.5e-3,
         schedule="cosine",
         warmup_steps=20,
+        beta2=0.99,
         weight_decay=0.01,
     )
     train = page.add(
@@ -245,10 +246,11 @@ def quickstart() -> Page:
         network=network.out(),
         optimizer=optimizer.out(),
         steps=400,
-        batch_size=4,
+        batch_size=8,
         resolution_px=96,
         seed=0,
         save_every_steps=100,
+        prior_loss_weight=0.2,
         bucket_step_px=8,
         bucket_min_px=32,
         bucket_max_px=128,
