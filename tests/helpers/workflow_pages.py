@@ -245,6 +245,7 @@ def quickstart() -> Page:
         dataset=data.out(),
         network=network.out(),
         optimizer=optimizer.out(),
+        run_name="quickstart",
         steps=400,
         batch_size=8,
         resolution_px=96,
