@@ -21,8 +21,9 @@ def _concepts() -> tuple[list[str], dict[str, Any]]:
     return combo(list(CONCEPTS), "What is to be learned: kest and vard are characters, tavi is a style.")
 
 
-def _name(concept: str, num_images: int, num_reg_images: int, seed: int) -> str:
-    return f"{concept}-{num_images}-{num_reg_images}-{seed}"
+def _name(concept: str, num_images: int, num_reg_images: int, seed: int, concept_repeats: int) -> str:
+    beside = f"-x{concept_repeats}" if concept_repeats else ""
+    return f"{concept}-{num_images}-{num_reg_images}-{seed}{beside}"
 
 
 class PicoDataset:
@@ -50,6 +51,15 @@ class PicoDataset:
                 "num_images": number("INT", 28, 1, 1000, 1, "How many pictures of the concept are drawn."),
                 "num_reg_images": number("INT", 64, 0, 1000, 1, "How many pictures without the concept are drawn."),
                 "seed": seed("Decides what the pictures show."),
+                "concept_repeats": number(
+                    "INT",
+                    0,
+                    0,
+                    100,
+                    1,
+                    "0 puts the pictures without the concept into a regularisation folder, which takes half of the "
+                    "steps. Any other number puts them beside the concept's, which are shown so many times as often.",
+                ),
             }
         }
 
@@ -60,23 +70,33 @@ class PicoDataset:
         num_images: int | None = None,
         num_reg_images: int | None = None,
         seed: int | None = None,
+        concept_repeats: int | None = 0,
     ) -> str:
         """Says "as drawn" until somebody edits the folder, so that drawing it is not taken for an edit."""
-        if concept is None or num_images is None or num_reg_images is None or seed is None:
+        if concept is None or num_images is None or num_reg_images is None or seed is None or concept_repeats is None:
             return "wired"
-        folder = get_host().input_dir() / FOLDER / _name(concept, num_images, num_reg_images, seed)
+        folder = get_host().input_dir() / FOLDER / _name(concept, num_images, num_reg_images, seed, concept_repeats)
         return "as drawn" if not folder.exists() or _is_untouched(folder) else fingerprint_folder(folder)
 
-    def draw(self, concept: str, num_images: int, num_reg_images: int, seed: int) -> tuple[str, str]:
+    def draw(
+        self, concept: str, num_images: int, num_reg_images: int, seed: int, concept_repeats: int = 0
+    ) -> tuple[str, str]:
         """Draw it, unless it lies there."""
         host = get_host()
-        name = _name(concept, num_images, num_reg_images, seed)
+        name = _name(concept, num_images, num_reg_images, seed, concept_repeats)
         folder = host.input_dir() / FOLDER / name
         if not folder.exists():
             host.progress().status(f"Drawing {num_images} pictures of {concept}")
-            write_concept_dataset(folder, concept, num_images=num_images, num_reg_images=num_reg_images, seed=seed)
+            write_concept_dataset(
+                folder,
+                concept,
+                num_images=num_images,
+                num_reg_images=num_reg_images,
+                seed=seed,
+                concept_repeats=concept_repeats,
+            )
             write_json(folder / MARK, {"fingerprint": fingerprint_folder(folder)})
-        return f"{FOLDER}/{name}/img", f"{FOLDER}/{name}/reg" if num_reg_images else ""
+        return f"{FOLDER}/{name}/img", f"{FOLDER}/{name}/reg" if num_reg_images and not concept_repeats else ""
 
 
 def _is_untouched(folder: Path) -> bool:

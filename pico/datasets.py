@@ -45,12 +45,16 @@ def concept_tag(concept: str) -> str:
     return concept_of(concept).trigger.replace(" ", "_")
 
 
-def write_concept_dataset(folder: Path, concept: str, *, num_images: int, num_reg_images: int, seed: int) -> None:
+def write_concept_dataset(
+    folder: Path, concept: str, *, num_images: int, num_reg_images: int, seed: int, concept_repeats: int = 0
+) -> None:
     """Draw a data set in kohya's layout; the folder appears whole or not at all.
 
     ``img/N_<concept>/`` holds the concept's pictures, captioned with the trigger and what varies, never with the traits
     that make the concept (so that the trigger takes them). ``reg/1_shapes/`` holds pictures without it, with all their
-    tags. N is chosen so that both are seen about equally often.
+    tags. N is chosen so that both are seen about equally often. With `concept_repeats` the pictures without the
+    concept lie beside the others, in ``img/1_shapes/``, and N is that number: a regularisation folder always takes half
+    of the steps, which is more than this small world needs.
 
     Args:
         folder: Where to; must not exist.
@@ -58,6 +62,8 @@ def write_concept_dataset(folder: Path, concept: str, *, num_images: int, num_re
         num_images: Pictures of the concept.
         num_reg_images: Pictures without it; 0 makes no ``reg`` folder.
         seed: Decides everything.
+        concept_repeats: How often the concept's pictures are shown for one showing of the others, which then lie beside
+            them; 0 makes a regularisation folder of the others.
 
     Raises:
         UnknownNameError: No such concept.
@@ -67,13 +73,14 @@ def write_concept_dataset(folder: Path, concept: str, *, num_images: int, num_re
     wanted = concept_of(concept)
     if num_images < 1 or num_reg_images < 0:
         raise InputError(f"num_images is {num_images} and num_reg_images {num_reg_images}: give at least 1 and 0.")
-    repeats = max(1, round(num_reg_images / num_images))
+    repeats = concept_repeats or max(1, round(num_reg_images / num_images))
+    others = "img" if concept_repeats else "reg"
     with atomic_path(folder) as temporary:
         rng = random.Random(derive(seed, "pico", concept, "images"))
         _write(temporary / "img" / f"{repeats}_{concept}", num_images, _concept_scenes(wanted, rng), rng, wanted)
         if num_reg_images:
             rng = random.Random(derive(seed, "pico", "regularisation"))
-            _write(temporary / "reg" / "1_shapes", num_reg_images, _plain_scenes(rng), rng, None)
+            _write(temporary / others / "1_shapes", num_reg_images, _plain_scenes(rng), rng, None)
 
 
 def concept_caption(scene: world.Scene, concept: world.Concept, rng: random.Random) -> str:
@@ -130,7 +137,9 @@ def _other_prompts() -> Iterator[str]:
 
 def _concept_scenes(concept: world.Concept, rng: random.Random) -> Iterator[world.Scene]:
     while True:
-        yield world.concept_scene(rng, concept)
+        scene = replace(world.concept_scene(rng, concept), size="large")
+        places = world.possible_positions(scene.size, scene.accessories, scene.width_px, scene.height_px)
+        yield scene if scene.position in places else replace(scene, position=rng.choice(places))
 
 
 def _plain_scenes(rng: random.Random) -> Iterator[world.Scene]:

@@ -219,7 +219,14 @@ def quickstart() -> Page:
     base = page.add("AtelierOpenBase", (40, 60), (330, 90), base_name=PICO, dtype="fp32")
     model = page.add("AtelierBaseToModel", (40, 210), (330, 90), base=base.out())
     drawn = page.add(
-        "AtelierPicoDataset", (40, 360), (330, 160), concept="kest", num_images=28, num_reg_images=64, seed=0
+        "AtelierPicoDataset",
+        (40, 360),
+        (330, 160),
+        concept="kest",
+        num_images=28,
+        num_reg_images=28,
+        seed=0,
+        concept_repeats=6,
     )
     data = page.add(
         "AtelierOpenDataset", (40, 580), (330, 440), folder=drawn.out(0), reg_folder=drawn.out(1), keep_tokens=1
@@ -231,7 +238,7 @@ def quickstart() -> Page:
         (430, 230),
         (330, 280),
         lr_unet=3.5e-3,
-        lr_text_encoder=3.5e-3,
+        lr_text_encoder=3e-3,
         schedule="cosine",
         warmup_steps=20,
         beta2=0.99,
@@ -246,12 +253,11 @@ def quickstart() -> Page:
         network=network.out(),
         optimizer=optimizer.out(),
         run_name="quickstart",
-        steps=400,
+        steps=430,
         batch_size=8,
         resolution_px=96,
         seed=0,
         save_every_steps=100,
-        prior_loss_weight=0.2,
         bucket_step_px=8,
         bucket_min_px=32,
         bucket_max_px=128,
