@@ -198,7 +198,9 @@ def interface(
 
 
 PICO = "pico (built in)"
-SAMPLING = {"steps": 12, "cfg": 7.0}
+SAMPLING = {"steps": 12, "cfg": 3.0}
+STRENGTH = 1.3
+"""A LoRA of two minutes is put on a little stronger than it was trained."""
 NOTE = """## Quickstart
 A LoRA is trained from drawings, put on, compared and scored. Everything is built in: press **Run** and wait about three
 minutes on a laptop's processor.
@@ -265,7 +267,14 @@ def quickstart() -> Page:
     page.add("AtelierPlotLoss", (430, 1370), (330, 330), run=train.out(0))
 
     apply = page.add(
-        "AtelierApplyLora", (820, 270), (330, 190), model=model.out(0), clip=model.out(1), lora=train.out(1)
+        "AtelierApplyLora",
+        (820, 270),
+        (330, 190),
+        model=model.out(0),
+        clip=model.out(1),
+        lora=train.out(1),
+        strength_model=STRENGTH,
+        strength_clip=STRENGTH,
     )
     words = page.add(
         "AtelierPicoPrompts",
@@ -312,6 +321,7 @@ def quickstart() -> Page:
         (330, 140),
         title="Columns: base, early, final",
         steps="first, last",
+        strength=STRENGTH,
         run=train.out(0),
     )
     rows = page.add("AtelierAxisPrompt", (1210, 470), (330, 90), title="Rows: trigger prompts", prompts=words.out(0))
@@ -345,6 +355,7 @@ def quickstart() -> Page:
         (330, 140),
         title="Columns: base, final",
         steps="last",
+        strength=STRENGTH,
         run=train.out(0),
     )
     probe_rows = page.add(
