@@ -15,7 +15,7 @@ quickstart: $(VENV)/.quickstart
 	$(BIN)/lora-atelier quickstart $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
