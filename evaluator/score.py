@@ -9,9 +9,9 @@ from PIL import Image
 
 from ..core.errors import InputError
 from ..core.progress import Progress, SilentProgress
+from ..core.table_picture import draw_table
 from .grid import Grid, GridCell, GridRef, open_grid
 from .metrics.tag_recall import normalise, tag_recall
-from .table import draw_table
 
 Judge = Callable[[Image.Image], Iterable[str]]
 

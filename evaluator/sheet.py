@@ -1,8 +1,6 @@
 """The sheet: cells side by side under labels that are wrapped to their place and never overlap."""
 
-import functools
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,121 +8,21 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ..core.errors import InputError, StorageError
-from .fonts import Font, font_for
+from ..core.labels import Label, fit_label, write_label
 
 MAX_PIXELS = 64_000_000
 """Largest sheet; as an IMAGE of float32 it takes 768 MB. Cells are made smaller to stay below."""
 MAX_SIDE_PX = 30_000
 """Longest side; image viewers and browsers give up a little above."""
 
-MIN_FONT_PX = 9
 MAX_FONT_PX = 40
 MIN_PITCH_PX = 56
 """Narrowest column and lowest row when there are labels, so that labels of tiny cells stay readable."""
-MAX_LABEL_CHARS = 600
 _GAP_PX = 2
 _GROUND = (255, 255, 255)
-_INK = (17, 17, 17)
 _MISSING = (225, 225, 225)
-_WIDE = "\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-_PIECE = re.compile(
-    rf"\s+|[{_WIDE}][\u3001\u3002\uff0c\uff0e\uff01\uff1f\uff1a\uff1b\uff09\u300d\u300f\u3011\u3015\u3009\u300b\u30fc\u2026\u3005]*"
-    rf"|[^\s{_WIDE}]+?(?:[-_/\\.,;:|]+|(?=[\s{_WIDE}])|$)"
-)
-"""A stretch of text that is not broken: closing CJK punctuation stays with the character before it."""
 
 Picture = Image.Image | Path | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Label:
-    """A text broken into lines, in one font.
-
-    Attributes:
-        lines: The lines, top first.
-        font: Font that has the characters.
-        line_px: Height of one line.
-    """
-
-    lines: tuple[str, ...]
-    font: Font
-    line_px: int
-
-    @property
-    def height_px(self) -> int:
-        """Height of all lines."""
-        return self.line_px * len(self.lines)
-
-    @property
-    def width_px(self) -> int:
-        """Width of the widest line."""
-        return math.ceil(max((self.font.getlength(line) for line in self.lines), default=0))
-
-
-def wrap(text: str, font: Font, width_px: int) -> list[str]:
-    """Break a text into lines no wider than a width.
-
-    Breaks come at spaces, after separators inside file names, between CJK characters, and, where one piece alone is
-    too wide, anywhere. A line break in the text is kept.
-    """
-    lines: list[str] = []
-    for paragraph in text.strip().splitlines() or [""]:
-        line = ""
-        for match in _PIECE.finditer(paragraph):
-            piece = match.group() if line else match.group().lstrip()
-            if font.getlength((line + piece).rstrip()) <= width_px:
-                line += piece
-                continue
-            if line.strip():
-                lines.append(line.rstrip())
-            *full, line = _cut(piece.lstrip(), font, width_px)
-            lines += full
-        lines.append(line.rstrip())
-    return lines
-
-
-def _cut(piece: str, font: Font, width_px: int) -> list[str]:
-    """Cut a piece without break opportunities; every part but the last fills its line."""
-    parts = []
-    while len(piece) > 1 and font.getlength(piece) > width_px:
-        count = 1
-        while count < len(piece) and font.getlength(piece[: count + 1]) <= width_px:
-            count += 1
-        if count == len(piece):
-            break
-        parts.append(piece[:count])
-        piece = piece[count:]
-    return [*parts, piece]
-
-
-@functools.lru_cache(maxsize=4096)
-def fit_label(text: str, *, width_px: int, height_px: int, font_px: int) -> Label:
-    """Wrap a label into a box; the font shrinks to 9 px, then what is left over is cut with an ellipsis."""
-    text = text if len(text) <= MAX_LABEL_CHARS else text[: MAX_LABEL_CHARS - 1] + "…"
-    label = _wrapped(text, width_px, font_px)
-    if label.height_px <= height_px:
-        return label
-    label, smallest = _wrapped(text, width_px, MIN_FONT_PX), MIN_FONT_PX
-    if label.height_px > height_px:
-        kept = label.lines[: max(1, height_px // label.line_px)]
-        last = kept[-1]
-        while last and label.font.getlength(last + "…") > width_px:
-            last = last[:-1]
-        return Label(lines=(*kept[:-1], last + "…"), font=label.font, line_px=label.line_px)
-    too_large = font_px
-    while too_large - smallest > 1:
-        size_px = (too_large + smallest) // 2
-        trial = _wrapped(text, width_px, size_px)
-        if trial.height_px <= height_px:
-            label, smallest = trial, size_px
-        else:
-            too_large = size_px
-    return label
-
-
-def _wrapped(text: str, width_px: int, font_px: int) -> Label:
-    font = font_for(text, font_px)
-    return Label(lines=tuple(wrap(text, font, width_px)), font=font, line_px=math.ceil(font_px * 1.25))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,21 +192,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _write_labels(sheet: Image.Image, layout: _Layout, num_columns: int) -> None:
     draw = ImageDraw.Draw(sheet)
     if layout.title:
-        _write(draw, layout.title, (0, 0, sheet.width, layout.title_px))
+        write_label(draw, layout.title, (0, 0, sheet.width, layout.title_px))
     top = layout.title_px
     for column, label in enumerate(layout.columns):
         x = layout.left_px + column * (layout.pitch_px[0] + _GAP_PX)
-        _write(draw, label, (x, top, x + layout.pitch_px[0], top + layout.head_px))
+        write_label(draw, label, (x, top, x + layout.pitch_px[0], top + layout.head_px))
     for row, label in enumerate(layout.rows):
         y = top + layout.head_px + row * (layout.pitch_px[1] + _GAP_PX)
-        _write(draw, label, (0, y, layout.left_px, y + layout.pitch_px[1]))
-
-
-def _write(draw: ImageDraw.ImageDraw, label: Label, box: tuple[int, int, int, int]) -> None:
-    """Write a label centred in a box."""
-    left, top, right, bottom = box
-    y = top + (bottom - top - label.height_px) // 2
-    for line in label.lines:
-        x = left + (right - left - label.font.getlength(line)) / 2
-        draw.text((x, y), line, fill=_INK, font=label.font)
-        y += label.line_px
+        write_label(draw, label, (0, y, layout.left_px, y + layout.pitch_px[1]))

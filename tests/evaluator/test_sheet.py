@@ -4,9 +4,7 @@ import pytest
 from PIL import Image
 
 from lora_atelier.core.errors import InputError, StorageError
-from lora_atelier.evaluator import fonts
-from lora_atelier.evaluator.fonts import font_for
-from lora_atelier.evaluator.sheet import _layout, draw_sheet, fit_label, wrap
+from lora_atelier.evaluator.sheet import _layout, draw_sheet
 
 LONG = "1girl, solo, masterpiece, best quality, looking at viewer, kayoko (blue archive), black hoodie, sitting outside"
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200), (200, 30, 200)]
@@ -53,25 +51,6 @@ def test_labels_stay_inside_their_place(size, text):
     assert layout.title.height_px <= layout.title_px
 
 
-def test_wrap_breaks_where_a_reader_expects_it():
-    font = font_for("a", 12)
-    width = int(font.getlength("my_character_name-"))
-    assert wrap("my_character_name-step0001", font, width) == ["my_character_name-", "step0001"]
-    assert wrap("red circle blue background", font, int(font.getlength("background")) + 1) == [
-        "red circle", "blue", "background",
-    ]  # fmt: skip
-    assert "".join(wrap("x" * 100, font, 50)) == "x" * 100
-    assert wrap("", font, 50) == [""]
-    assert wrap("a", font, 1) == ["a"]
-
-
-def test_words_are_not_lost_unless_marked():
-    label = fit_label(LONG, width_px=200, height_px=400, font_px=16)
-    assert "".join("".join(label.lines).split()) == "".join(LONG.split())
-    cut = fit_label(LONG, width_px=60, height_px=30, font_px=16)
-    assert cut.lines[-1].endswith("…")
-
-
 def test_sheet_without_labels_is_just_the_cells():
     assert draw_sheet(cells(1), [], []).size == (64, 48)
     assert draw_sheet(cells(2), ["a", "b"], []).width == 2 * 64 + 2
@@ -104,22 +83,3 @@ def test_missing_cells_and_files(tmp_path):
 def test_number_of_pictures_is_checked():
     with pytest.raises(InputError, match="3 x 1 cells got 2"):
         draw_sheet(cells(2), ["a", "b", "c"], [])
-
-
-def test_latin_labels_use_the_bundled_font_everywhere():
-    assert font_for("strength 0.5 (a, b)", 14).getname() == fonts._font(None, 14).getname()
-
-
-def test_cjk_labels_use_a_system_font_where_there_is_one():
-    has_cjk = any(fonts._has(path, "漢") for path in fonts._installed())
-    if not has_cjk:
-        pytest.skip("no CJK font on this system")
-    font = font_for("LoRA 漢字", 14)
-    assert bytes(font.getmask("漢")) != bytes(font.getmask("\U0010fffe"))
-    assert bytes(font.getmask("L")) != bytes(font.getmask("\U0010fffe"))
-
-
-def test_font_folders_of_every_system(monkeypatch):
-    for platform, part in (("win32", "Fonts"), ("darwin", "Library"), ("linux", "fonts")):
-        monkeypatch.setattr(fonts.sys, "platform", platform)
-        assert any(part in str(folder) for folder in fonts.font_folders())

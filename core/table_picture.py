@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from .fonts import font_for
+from .labels import fit_label
 
 _FONT_PX = 20
 _MAX_COLUMN_PX = 420
@@ -22,8 +23,6 @@ def draw_table(rows: Sequence[Sequence[str]], *, title: str = "", font_px: int =
         title: Line above the table.
         font_px: Size of the text.
     """
-    from .sheet import fit_label
-
     pad_px = font_px // 2
     labels = [
         [fit_label(text, width_px=_MAX_COLUMN_PX, height_px=font_px * 20, font_px=font_px) for text in row]
