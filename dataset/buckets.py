@@ -5,7 +5,7 @@ cropped at the centre. Without, a picture keeps its size (or shrinks to the area
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,22 @@ class Bucket:
     def size(self) -> Size:
         """(width, height) of the bucket in px."""
         return self.width, self.height
+
+    def crop_at(self, focus: tuple[float, float] | None) -> tuple[int, int, int, int]:
+        """The trained part of the scaled picture that has a focal point (0..1 of the picture) as near its middle as can be.
+
+        None stands for the picture's own centre.
+        """
+        if focus is None:
+            return self.crop
+        left = _start_at(focus[0], self.resized[0], self.width)
+        top = _start_at(focus[1], self.resized[1], self.height)
+        return (left, top, left + self.width, top + self.height)
+
+    @property
+    def crop_loss(self) -> float:
+        """Share of the scaled picture's pixels that the crop cuts off, 0 to 1."""
+        return 1.0 - self.width * self.height / (self.resized[0] * self.resized[1])
 
     @property
     def ar_error(self) -> float:
@@ -181,6 +197,10 @@ class BucketAssignment:
     def __getitem__(self, picture: int) -> Bucket:
         return self._buckets[int(self._inverse[picture])]
 
+    def column(self, value: Callable[[Bucket], float]) -> NDArray[np.float64]:
+        """A number of every picture's bucket, float64 [pictures]; ``value`` is asked once per picture size."""
+        return np.array([value(bucket) for bucket in self._buckets], dtype=np.float64)[self._inverse]
+
     def counts(self, repeats: NDArray[np.int64] | None = None) -> list[int]:
         """Pictures per bucket of ``sizes``, each counted ``repeats`` times."""
         weights = None if repeats is None else repeats.astype(np.float64)
@@ -218,6 +238,10 @@ def _bucket(size: Size, *, source: Size, resized: Size, scale: float) -> Bucket:
     left, top = (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2
     crop = (left, top, left + size[0], top + size[1])
     return Bucket(width=size[0], height=size[1], source=source, resized=resized, scale=scale, crop=crop)
+
+
+def _start_at(focus: float, resized_px: int, length_px: int) -> int:
+    return min(max(0, round(focus * resized_px - length_px / 2)), resized_px - length_px)
 
 
 def _down_to_step(length_px: float, step_px: int) -> int:
