@@ -47,9 +47,10 @@ class Bucket:
         return self.width, self.height
 
     def crop_at(self, focus: tuple[float, float] | None) -> tuple[int, int, int, int]:
-        """The trained part of the scaled picture that has a focal point (0..1 of the picture) as near its middle as can be.
+        """The trained part of the scaled picture, with a focal point as near its middle as the picture allows.
 
-        None stands for the picture's own centre.
+        Args:
+            focus: (x, y) in 0..1 of the picture; None for its centre.
         """
         if focus is None:
             return self.crop

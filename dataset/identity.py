@@ -69,4 +69,5 @@ def content_fingerprint(dataset: Dataset, *, progress: Progress | None = None) -
             progress.update(row, len(dataset), "Hashing pictures")
         digest.update(bytes.fromhex(content_hash(dataset.path(row))))
     dataset.tags.update_digest(digest)
+    dataset.update_extras_digest(digest)
     return digest.hexdigest()

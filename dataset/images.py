@@ -13,7 +13,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ..core.errors import FormatError
 from .buckets import Bucket
+
+if TYPE_CHECKING:
+    from .table import Dataset
 
 PICTURE_EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl"}
@@ -154,14 +157,30 @@ def content_hash(path: Path | str) -> str:
         raise BadPicture(path, _reason_of(error, path)) from error
 
 
-def fit_to_bucket(image: Image.Image, bucket: Bucket) -> Fitted:
-    """Scales a picture to cover its bucket and crops the centre.
+def load_row(dataset: "Dataset", index: int) -> Image.Image:
+    """Decodes a picture of a data set as :func:`load_image` does, and crops it where the table has a crop.
+
+    Raises:
+        BadPicture: As :func:`load_image`; or the picture became smaller than its crop.
+    """
+    path, crop = dataset.path(index), dataset.crop(index)
+    image = load_image(path)
+    if crop is None:
+        return image
+    if crop[2] > image.width or crop[3] > image.height:
+        raise BadPicture(path, f"its crop {crop} lies outside its {image.width} x {image.height} px; open it again")
+    return image.crop(crop)
+
+
+def fit_to_bucket(image: Image.Image, bucket: Bucket, focus: tuple[float, float] | None = None) -> Fitted:
+    """Scales a picture to cover its bucket and crops around its focal point, by default its centre.
 
     Shrinking averages areas and enlarging uses Lanczos, as kohya's scripts do (``resize_interpolation`` unset).
 
     Args:
         image: The upright RGB picture that the bucket was chosen for.
         bucket: From :meth:`BucketRule.assign` with the same size.
+        focus: Point 0..1 of the picture that should lie in the middle of what is trained.
 
     Raises:
         FormatError: The picture has another size than the bucket was chosen for.
@@ -174,7 +193,8 @@ def fit_to_bucket(image: Image.Image, bucket: Bucket) -> Fitted:
     if image.size != bucket.resized:
         shrinks = bucket.scale < 1.0
         image = image.resize(bucket.resized, Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS)
-    return Fitted(np.array(image.crop(bucket.crop).convert("RGB"), dtype=np.uint8), bucket.crop)
+    crop = bucket.crop_at(focus)
+    return Fitted(np.array(image.crop(crop).convert("RGB"), dtype=np.uint8), crop)
 
 
 @functools.lru_cache(maxsize=65536)

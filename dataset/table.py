@@ -7,18 +7,22 @@ is decoded here: sizes come from headers, captions are lists of interned tags.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import InputError
-from .columns import TagColumn, TextColumn, frozen, new_digest
+from .columns import Digest, TagColumn, TextColumn, frozen, new_digest
 from .words import counted, printable
 
 CAPTION_NONE = 0
 CAPTION_FILE = 1
 CAPTION_FOLDER = 2
 """Where a caption came from: nowhere (it is empty), its own file, or the text of its folder."""
+
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in px."""
 
 _FINGERPRINT_VERSION = b"atelier-dataset-1"
 
@@ -38,6 +42,7 @@ class Subset:
         caption_dropout: Share of times the whole caption is left empty.
         tag_dropout: Share of the movable tags that is left out each time.
         flip: Mirror the picture every other time, at random.
+        prior_weight: Factor on the loss of a regularisation folder's pictures, besides the run's own.
     """
 
     folder: Path
@@ -50,6 +55,7 @@ class Subset:
     caption_dropout: float = 0.0
     tag_dropout: float = 0.0
     flip: bool = False
+    prior_weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +96,8 @@ class Dataset:
         root: The folder that was opened.
         subsets: The folders it is made of, with their options.
         names: File path of each picture below its subset's folder, with ``/``.
-        width_px: int32 [pictures], upright (EXIF orientation applied).
-        height_px: int32 [pictures].
+        width_px: int32 [pictures], of the upright picture (EXIF orientation applied), or of its crop.
+        height_px: int32 [pictures], likewise.
         size_bytes: int64 [pictures].
         mtime_ns: int64 [pictures].
         subset_index: int32 [pictures], place in ``subsets``.
@@ -101,6 +107,13 @@ class Dataset:
         notes: What a person should know about it, one sentence each.
         history: What was done to it, one line per node.
         skipped: Files and folders that are not used, with the reason.
+        crops: int32 [pictures, 4], (left, top, right, bottom) in px of the upright picture, all 0 for the whole
+            picture; None as long as nobody set one. Set it with :meth:`with_crops`.
+        full_px: int32 [pictures, 2], width and height of the whole upright picture; None without crops.
+        masks: "" for none, "alpha" for the picture's own alpha, else a file below the subset's folder or an absolute
+            path; None as long as nobody set one.
+        focus: float32 [pictures, 2], focal point 0..1 of the (cropped) picture, nan for its centre; None likewise.
+        weights: float32 [pictures], factor on the loss; None likewise.
     """
 
     root: Path
@@ -117,6 +130,11 @@ class Dataset:
     notes: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    crops: NDArray[np.int32] | None = None
+    full_px: NDArray[np.int32] | None = None
+    masks: TextColumn | None = None
+    focus: NDArray[np.float32] | None = None
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -132,6 +150,24 @@ class Dataset:
     def caption(self, index: int) -> str:
         """The caption as it was read, tags joined by comma and space."""
         return ", ".join(self.tags.row(index))
+
+    def crop(self, index: int) -> Box | None:
+        """The part of the upright picture that is used, in px; None for the whole picture."""
+        if self.crops is None or not bool(self.crops[index].any()):
+            return None
+        left, top, right, bottom = self.crops[index].tolist()
+        return left, top, right, bottom
+
+    def mask(self, index: int) -> str | Path:
+        """The mask's file, "alpha" for the picture's own alpha, or "" for none."""
+        text = "" if self.masks is None else self.masks[index]
+        return text if text in ("", "alpha") else self.subset_of(index).folder / text
+
+    def focal_point(self, index: int) -> tuple[float, float] | None:
+        """The point 0..1 of the (cropped) picture that a bucket's crop keeps; None for the centre."""
+        if self.focus is None or bool(np.isnan(self.focus[index]).any()):
+            return None
+        return float(self.focus[index, 0]), float(self.focus[index, 1])
 
     def image(self, index: int) -> ImageRow:
         """One row as an object."""
@@ -161,10 +197,23 @@ class Dataset:
     @property
     def nbytes(self) -> int:
         """Memory of the columns in bytes (shared or not), with an estimate for the vocabulary."""
-        columns = (self.width_px, self.height_px, self.size_bytes, self.mtime_ns, self.subset_index)
         vocabulary = sum(57 + len(tag) for tag in self.tags.vocabulary)
-        arrays = sum(column.nbytes for column in columns) + self.caption_source.nbytes
-        return arrays + self.names.nbytes + self.tags.nbytes + vocabulary
+        columns = (
+            self.width_px,
+            self.height_px,
+            self.size_bytes,
+            self.mtime_ns,
+            self.subset_index,
+            self.caption_source,
+            self.names,
+            self.tags,
+            *(
+                column
+                for column in (self.crops, self.full_px, self.masks, self.focus, self.weights)
+                if column is not None
+            ),
+        )
+        return vocabulary + sum(column.nbytes for column in columns)
 
     def tag_counts(self) -> dict[str, int]:
         """Tags in use with the number of their occurrences, most frequent first, then by name."""
@@ -184,6 +233,56 @@ class Dataset:
         """
         self._check_rows(rows)
         return replace(self, tags=self.tags.replaced(rows), history=(*self.history, note))
+
+    def with_tag_column(self, tags: TagColumn, *, note: str) -> "Dataset":
+        """A copy with other tags for all pictures.
+
+        Args:
+            tags: One row per picture.
+            note: One line for the history.
+
+        Raises:
+            InputError: It has another number of rows.
+        """
+        if len(tags) != len(self):
+            raise InputError(
+                f"tags of {len(tags)} pictures were given for a data set of {len(self)}; give one row each"
+            )
+        return replace(self, tags=tags, history=(*self.history, note))
+
+    def with_crops(self, crops: NDArray[np.int32], *, note: str) -> "Dataset":
+        """A copy in which only a part of each picture is used; a focal point does not outlive it.
+
+        Args:
+            crops: int32 [pictures, 4], (left, top, right, bottom) in px of the upright picture; all 0 for all of it.
+            note: One line for the history.
+
+        Raises:
+            InputError: A crop is empty or not inside its picture.
+        """
+        full_px = np.stack([self.width_px, self.height_px], axis=1) if self.full_px is None else self.full_px
+        crops = np.array(crops, dtype=np.int32).reshape(-1, 4)
+        if len(crops) != len(self):
+            raise InputError(f"{len(crops)} crops were given for a data set of {len(self)}; give one for each picture")
+        whole = ~crops.any(axis=1)
+        outside = (crops[:, :2] < 0).any(axis=1) | (crops[:, 2:] > full_px).any(axis=1)
+        wrong = np.flatnonzero(~whole & (outside | (crops[:, 2:] <= crops[:, :2]).any(axis=1)))
+        if len(wrong):
+            row = int(wrong[0])
+            raise InputError(
+                f"the crop {tuple(crops[row].tolist())} does not lie in {printable(self._shown(row))}, which is "
+                f"{full_px[row, 0]} x {full_px[row, 1]} px; give left, top, right, bottom inside it"
+            )
+        sizes = np.where(whole[:, None], full_px, crops[:, 2:] - crops[:, :2]).astype(np.int32)
+        return replace(
+            self,
+            width_px=frozen(sizes[:, 0].copy()),
+            height_px=frozen(sizes[:, 1].copy()),
+            crops=None if bool(whole.all()) else frozen(crops),
+            full_px=None if bool(whole.all()) else frozen(full_px),
+            focus=None,
+            history=(*self.history, note),
+        )
 
     def with_subsets(self, subsets: Sequence[Subset], *, note: str) -> "Dataset":
         """A copy with other options; there must be one subset for each of the old ones, in the same order."""
@@ -207,6 +306,11 @@ class Dataset:
             subset_index=frozen(self.subset_index[index]),
             caption_source=frozen(self.caption_source[index]),
             tags=self.tags.take(index),
+            crops=None if self.crops is None else frozen(self.crops[index]),
+            full_px=None if self.full_px is None else frozen(self.full_px[index]),
+            masks=None if self.masks is None else self.masks.take(index),
+            focus=None if self.focus is None else frozen(self.focus[index]),
+            weights=None if self.weights is None else frozen(self.weights[index]),
             history=(*self.history, note),
         )
 
@@ -240,6 +344,7 @@ class Dataset:
             subset_index=frozen(np.concatenate([self.subset_index, other.subset_index + np.int32(len(self.subsets))])),
             caption_source=frozen(np.concatenate([self.caption_source, other.caption_source])),
             tags=self.tags.joined(other.tags),
+            **self._joined_extras(other),
             notes=(*self.notes, *other.notes),
             history=(*self.history, note),
             skipped=(*self.skipped, *other.skipped),
@@ -255,13 +360,53 @@ class Dataset:
         for column in (self.width_px, self.height_px, self.size_bytes, self.mtime_ns, self.subset_index):
             digest.update(column.tobytes())
         self.tags.update_digest(digest)
+        self.tags.update_annotations_digest(digest)
+        self.update_extras_digest(digest)
         return digest.hexdigest()
+
+    def update_extras_digest(self, digest: Digest) -> None:
+        """Adds crops, masks, focal points and weights to a hash, where somebody set them."""
+        for name, column in (("crops", self.crops), ("focus", self.focus), ("weights", self.weights)):
+            if column is not None:
+                digest.update(name.encode("ascii") + column.tobytes())
+        if self.masks is not None:
+            self.masks.update_digest(digest)
 
     def summary(self) -> str:
         """How the folder was read, what is in it and what was left out: several lines for a person."""
         from .report import summary
 
         return summary(self)
+
+    def _joined_extras(self, other: "Dataset") -> dict[str, Any]:
+        """The columns that only some data sets have, of both tables."""
+        extras: dict[str, Any] = {}
+        if self.masks is not None or other.masks is not None:
+            first, second = (
+                TextColumn.empty(len(part)) if part.masks is None else part.masks for part in (self, other)
+            )
+            extras["masks"] = first.joined(second)
+        if self.crops is not None or other.crops is not None:
+            blank = [
+                np.zeros((len(part), 4), dtype=np.int32) if part.crops is None else part.crops for part in (self, other)
+            ]
+            full = [
+                np.stack([part.width_px, part.height_px], axis=1) if part.full_px is None else part.full_px
+                for part in (self, other)
+            ]
+            extras["crops"], extras["full_px"] = frozen(np.concatenate(blank)), frozen(np.concatenate(full))
+        if self.focus is not None or other.focus is not None:
+            points = [
+                np.full((len(part), 2), np.nan, dtype=np.float32) if part.focus is None else part.focus
+                for part in (self, other)
+            ]
+            extras["focus"] = frozen(np.concatenate(points))
+        if self.weights is not None or other.weights is not None:
+            factors = [
+                np.ones(len(part), dtype=np.float32) if part.weights is None else part.weights for part in (self, other)
+            ]
+            extras["weights"] = frozen(np.concatenate(factors))
+        return extras
 
     def _shown(self, index: int) -> str:
         folder = self.subset_of(index).folder
@@ -275,6 +420,8 @@ class Dataset:
 
 def options_of(subset: Subset) -> tuple[object, ...]:
     """Every option of a subset that decides what is trained, without its place on disk."""
+    # A factor of 1 is left out, so that runs made before there was one are found again.
+    weight = () if subset.prior_weight == 1.0 else (("prior_weight", subset.prior_weight),)
     return (
         subset.repeats,
         subset.is_reg,
@@ -284,6 +431,7 @@ def options_of(subset: Subset) -> tuple[object, ...]:
         subset.caption_dropout,
         subset.tag_dropout,
         subset.flip,
+        *weight,
     )
 
 

@@ -17,7 +17,7 @@ from ..core.progress import Progress
 from ..core.store import Store
 from ..core.tensors import read_tensors, write_tensors
 from ..dataset.buckets import Bucket, BucketAssignment
-from ..dataset.images import BadPicture, content_hash, fit_to_bucket, load_image
+from ..dataset.images import BadPicture, content_hash, fit_to_bucket, load_image, load_row
 from ..dataset.table import Dataset
 from ..families._base import Base, base_hash
 from ..families._spec import Family
@@ -133,11 +133,28 @@ class ContentIndex:
             return None
 
 
-def latent_key(*, content: str, vae_identity: str, bucket: Bucket, flipped: bool) -> str:
-    """Returns the cache key of one picture's latents."""
+def latent_key(
+    *,
+    content: str,
+    vae_identity: str,
+    bucket: Bucket,
+    flipped: bool,
+    crop: tuple[int, int, int, int] | None = None,
+    focus: tuple[float, float] | None = None,
+) -> str:
+    """Returns the cache key of one picture's latents.
+
+    Args:
+        content: hash of the picture's file.
+        vae_identity: what tells one VAE from another.
+        bucket: of the picture, or of its crop.
+        flipped: whether it is mirrored.
+        crop: part of the picture that is used; None for all of it.
+        focus: focal point of the bucket's crop; None for the centre.
+    """
     said = (
-        f"v{LATENT_CACHE_VERSION}", content, vae_identity, str(bucket.size), str(bucket.resized), str(bucket.crop),
-        "flipped" if flipped else "plain",
+        f"v{LATENT_CACHE_VERSION}", content, vae_identity, str(bucket.size), str(bucket.resized),
+        str(bucket.crop_at(focus)), "flipped" if flipped else "plain", *(() if crop is None else (str(crop),)),
     )  # fmt: skip
     return hashlib.sha256("|".join(said).encode("utf-8")).hexdigest() + ".safetensors"
 
@@ -177,7 +194,12 @@ class LatentCache:
         ]
         self.keys = {
             (number, flipped): latent_key(
-                content=contents[number], vae_identity=vae_identity, bucket=buckets[number], flipped=flipped
+                content=contents[number],
+                vae_identity=vae_identity,
+                bucket=buckets[number],
+                flipped=flipped,
+                crop=dataset.crop(number),
+                focus=dataset.focal_point(number),
             )
             for number, flipped in self.entries
         }
@@ -222,8 +244,8 @@ class LatentCache:
     def _encode(
         self, family: Family, vae: Any, number: int, *, flipped: bool, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        path = self.dataset.image(number).path
-        pixels = fit_to_bucket(load_image(path), self.buckets[number]).pixels
+        path, focus = self.dataset.path(number), self.dataset.focal_point(number)
+        pixels = fit_to_bucket(load_row(self.dataset, number), self.buckets[number], focus).pixels
         if flipped:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).to(device=device, dtype=torch.float32)

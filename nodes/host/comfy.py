@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.files import Roots
+from ...core.index import Index
 from .protocol import CLIP, CONDITIONING, LATENT, MODEL, PICO_NAME, SETTINGS_FILE, VAE
 from .shared import (
     CHECKPOINT_SUFFIXES,
@@ -22,6 +23,7 @@ from .shared import (
     add_to_digest,
     choose,
     extra_roots,
+    open_index,
     shipped,
     tagger_entries,
 )
@@ -133,6 +135,10 @@ class ComfyHost:
     def cache_dir(self) -> Path:
         """``<output>/atelier/cache``: survives a restart, unlike the temporary folder."""
         return self.output_dir() / "atelier" / "cache"
+
+    def index(self) -> Index:
+        """``user/__atelier/index.sqlite``."""
+        return open_index(self.user_dir())
 
     def loras_dir(self) -> Path:
         """The first ``loras`` folder."""

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.index import Index
 from ...core.progress import Cancelled, Progress, SilentProgress
 from ...core.roots import Roots
 from .local_folders import DEFAULT_BASE_DIR, LocalFolders, weight_files
 from .protocol import CLIP, CONDITIONING, LATENT, MODEL, PICO_NAME, VAE
-from .shared import PICO_BASE, PICO_TAGGER, choose, shipped, tagger_entries
+from .shared import PICO_BASE, PICO_TAGGER, choose, open_index, shipped, tagger_entries
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +82,10 @@ class LocalHost:
     def cache_dir(self) -> Path:
         """``<output>/atelier/cache``, as inside ComfyUI."""
         return self.folders.output / "atelier" / "cache"
+
+    def index(self) -> Index:
+        """``<base_dir>/user/atelier/index.sqlite``."""
+        return open_index(self.user_dir())
 
     def loras_dir(self) -> Path:
         """``<base_dir>/models/loras``."""

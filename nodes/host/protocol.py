@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...core.files import Roots
+    from ...core.index import Index
     from ...core.progress import Progress
     from ...families._base import Base
 
@@ -57,6 +58,13 @@ class Host(Protocol):
 
     def cache_dir(self) -> Path:
         """Folder of things that can be computed again (latents)."""
+
+    def index(self) -> Index:
+        """What was found out about files before: ``index.sqlite`` in :meth:`user_dir`, open for the whole process.
+
+        Raises:
+            StorageError: the file cannot be opened or made.
+        """
 
     def loras_dir(self) -> Path:
         """The first ``loras`` folder: where a finished LoRA is written so that every LoRA loader lists it."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import FormatError, InputError, unknown_name
 from ...core.files import read_json
+from ...core.index import Index
 from .protocol import SETTINGS_FILE
 
 ASSETS = Path(__file__).resolve().parents[2] / "pico" / "assets"
 PICO_BASE = ASSETS / "pico-base.safetensors"
 PICO_TAGGER = ASSETS / "pico-tagger"
 SAMPLED_VALUES = 16
+INDEX_FILE = "index.sqlite"
 CHECKPOINT_SUFFIXES = (".safetensors", ".sft")
 
 
@@ -57,6 +60,23 @@ def extra_roots(user_dir: Path) -> tuple[Path, ...]:
     if not isinstance(roots, list) or not all(isinstance(root, str) for root in roots):
         raise FormatError(f'{path} must hold one object like {{"roots": ["D:/datasets"]}}: a list of folder names.')
     return tuple(Path(root).expanduser() for root in roots if Path(root).expanduser().is_dir())
+
+
+_indexes: dict[Path, Index] = {}
+_indexes_lock = threading.Lock()
+
+
+def open_index(user_dir: Path) -> Index:
+    """The index of a user folder; one per process and file, closed by the process's end.
+
+    Raises:
+        StorageError: the file cannot be opened or made.
+    """
+    path = Path(os.path.abspath(user_dir / INDEX_FILE))
+    with _indexes_lock:
+        if path not in _indexes:
+            _indexes[path] = Index(path)
+        return _indexes[path]
 
 
 def tagger_entries(folders: Sequence[Path]) -> dict[str, Path]:

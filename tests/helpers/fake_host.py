@@ -9,8 +9,10 @@ import torch
 
 from lora_atelier.core.errors import InputError
 from lora_atelier.core.files import Roots
+from lora_atelier.core.index import Index
 from lora_atelier.core.progress import SilentProgress
 from lora_atelier.nodes.host import PICO_NAME
+from lora_atelier.nodes.host.shared import open_index
 
 
 class FakeHost:
@@ -50,6 +52,9 @@ class FakeHost:
 
     def cache_dir(self) -> Path:
         return self.base / "cache"
+
+    def index(self) -> Index:
+        return open_index(self.user_dir())
 
     def loras_dir(self) -> Path:
         return self.base / "loras"
