@@ -184,13 +184,39 @@ def link_or_copy(source: Path, target: Path) -> None:
         StorageError: Neither was possible.
     """
     source, target = Path(source), Path(target)
-    if not source.is_file():
-        raise StorageError(f"could not copy {source}: it is not a file")
+    _check_is_file(source)
     with atomic_path(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:  # another disk, a file system without hard links, or too many links: a copy does as well
             shutil.copyfile(source, temporary)
+
+
+def link_or_copy_new(source: Path, target: Path) -> None:
+    """As :func:`link_or_copy`, but never replaces: of two who want one name at one instant only the first gets it.
+
+    Raises:
+        FileExistsError: The target is there.
+        StorageError: Neither was possible.
+    """
+    source, target = Path(source), Path(target)
+    _check_is_file(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+        return
+    except OSError as cause:
+        if cause.errno == errno.EEXIST:
+            raise
+        # another disk, a file system without hard links, or too many links: a copy does as well
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is ours from here on
+
+
+def _check_is_file(source: Path) -> None:
+    if not source.is_file():
+        raise StorageError(f"could not copy {source}: it is not a file")
 
 
 def safe_name(text: str, max_chars: int = 80) -> str:

@@ -5,13 +5,13 @@ import io
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import AtelierError, FormatError, StorageError
-from ..core.files import atomic_path, link_or_copy, read_json, sha256_file, storage_error, write_json, write_text
+from ..core.files import atomic_path, link_or_copy_new, read_json, sha256_file, storage_error, write_json, write_text
 from ._lock import locked
 from .checkpoints import Checkpoint, list_checkpoints, remove_half_written
 from .loop import Row
@@ -258,8 +258,8 @@ def publish_file(source: Path, folder: Path, name: str) -> Path:
     number = 1
     while True:
         target = folder / (f"{name}.safetensors" if number == 1 else f"{name}-{number}.safetensors")
-        if not target.exists():
-            link_or_copy(source, target)
+        with suppress(FileExistsError):
+            link_or_copy_new(source, target)
             return target
         if target.samefile(source) or sha256_file(target) == sha256_file(source):
             return target

@@ -13,6 +13,7 @@ from lora_atelier.core.files import (
     ensure_space,
     free_bytes,
     link_or_copy,
+    link_or_copy_new,
     read_json,
     safe_name,
     sha256_file,
@@ -209,3 +210,19 @@ def test_space(tmp_path):
     ensure_space(tmp_path / "file", 1)
     with pytest.raises(StorageError, match="MiB are free"):
         ensure_space(tmp_path / "file", 2**62)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_link_or_copy_new_never_replaces(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    source, target = tmp_path / "source", tmp_path / "deep" / "target"
+    source.write_bytes(b"new")
+    link_or_copy_new(source, target)
+    assert target.read_bytes() == b"new"
+    source2 = tmp_path / "source2"
+    source2.write_bytes(b"newer")
+    with pytest.raises(FileExistsError):
+        link_or_copy_new(source2, target)
+    assert target.read_bytes() == b"new"
+    assert sorted(path.name for path in target.parent.iterdir()) == ["target"]
