@@ -24,6 +24,20 @@ CAPTION_FOLDER = 2
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in px."""
 
+RATINGS = ("", "general", "safe", "sensitive", "questionable", "explicit")
+"""Ratings of the sites; the place here is the number. ``safe`` is e621's mildest, ``general`` danbooru's."""
+
+EXTRAS: Mapping[str, tuple[type[np.generic], int, float]] = {
+    "crops": (np.int32, 4, 0),
+    "full_px": (np.int32, 2, 0),
+    "focus": (np.float32, 2, np.nan),
+    "weights": (np.float32, 0, 1),
+    "site_scores": (np.float32, 0, np.nan),
+    "site_favourites": (np.int32, 0, -1),
+    "site_ratings": (np.uint8, 0, 0),
+}
+"""Columns that only some data sets have: type, values per picture (0: one), and what stands where there is none."""
+
 _FINGERPRINT_VERSION = b"atelier-dataset-1"
 
 
@@ -114,6 +128,10 @@ class Dataset:
             path; None as long as nobody set one.
         focus: float32 [pictures, 2], focal point 0..1 of the (cropped) picture, nan for its centre; None likewise.
         weights: float32 [pictures], factor on the loss; None likewise.
+        site_scores: float32 [pictures], score on the site the picture comes from, nan where it is not known; None
+            without any.
+        site_favourites: int32 [pictures], how many there have marked it, -1 where it is not known; None likewise.
+        site_ratings: uint8 [pictures], place in ``RATINGS``; None likewise.
     """
 
     root: Path
@@ -135,6 +153,9 @@ class Dataset:
     masks: TextColumn | None = None
     focus: NDArray[np.float32] | None = None
     weights: NDArray[np.float32] | None = None
+    site_scores: NDArray[np.float32] | None = None
+    site_favourites: NDArray[np.int32] | None = None
+    site_ratings: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -207,11 +228,8 @@ class Dataset:
             self.caption_source,
             self.names,
             self.tags,
-            *(
-                column
-                for column in (self.crops, self.full_px, self.masks, self.focus, self.weights)
-                if column is not None
-            ),
+            *self._extras().values(),
+            *(() if self.masks is None else (self.masks,)),
         )
         return vocabulary + sum(column.nbytes for column in columns)
 
@@ -306,11 +324,8 @@ class Dataset:
             subset_index=frozen(self.subset_index[index]),
             caption_source=frozen(self.caption_source[index]),
             tags=self.tags.take(index),
-            crops=None if self.crops is None else frozen(self.crops[index]),
-            full_px=None if self.full_px is None else frozen(self.full_px[index]),
             masks=None if self.masks is None else self.masks.take(index),
-            focus=None if self.focus is None else frozen(self.focus[index]),
-            weights=None if self.weights is None else frozen(self.weights[index]),
+            **{name: frozen(column[index]) for name, column in self._extras().items()},
             history=(*self.history, note),
         )
 
@@ -362,6 +377,9 @@ class Dataset:
         self.tags.update_digest(digest)
         self.tags.update_annotations_digest(digest)
         self.update_extras_digest(digest)
+        for name, column in self._extras().items():
+            if name.startswith("site_"):
+                digest.update(name.encode("ascii") + column.tobytes())
         return digest.hexdigest()
 
     def update_extras_digest(self, digest: Digest) -> None:
@@ -372,6 +390,10 @@ class Dataset:
         if self.masks is not None:
             self.masks.update_digest(digest)
 
+    def _extras(self) -> dict[str, NDArray[Any]]:
+        """The numeric columns that somebody set, by name."""
+        return {name: getattr(self, name) for name in EXTRAS if getattr(self, name) is not None}
+
     def summary(self) -> str:
         """How the folder was read, what is in it and what was left out: several lines for a person."""
         from .report import summary
@@ -381,31 +403,24 @@ class Dataset:
     def _joined_extras(self, other: "Dataset") -> dict[str, Any]:
         """The columns that only some data sets have, of both tables."""
         extras: dict[str, Any] = {}
+        for name, (dtype, width, fill) in EXTRAS.items():
+            parts = (self, other)
+            if all(getattr(part, name) is None for part in parts):
+                continue
+            filled = []
+            for part in parts:
+                column = getattr(part, name)
+                if column is None and name == "full_px":
+                    column = np.stack([part.width_px, part.height_px], axis=1)
+                elif column is None:
+                    column = np.full((len(part), width) if width else len(part), fill, dtype=dtype)
+                filled.append(column)
+            extras[name] = frozen(np.concatenate(filled))
         if self.masks is not None or other.masks is not None:
             first, second = (
                 TextColumn.empty(len(part)) if part.masks is None else part.masks for part in (self, other)
             )
             extras["masks"] = first.joined(second)
-        if self.crops is not None or other.crops is not None:
-            blank = [
-                np.zeros((len(part), 4), dtype=np.int32) if part.crops is None else part.crops for part in (self, other)
-            ]
-            full = [
-                np.stack([part.width_px, part.height_px], axis=1) if part.full_px is None else part.full_px
-                for part in (self, other)
-            ]
-            extras["crops"], extras["full_px"] = frozen(np.concatenate(blank)), frozen(np.concatenate(full))
-        if self.focus is not None or other.focus is not None:
-            points = [
-                np.full((len(part), 2), np.nan, dtype=np.float32) if part.focus is None else part.focus
-                for part in (self, other)
-            ]
-            extras["focus"] = frozen(np.concatenate(points))
-        if self.weights is not None or other.weights is not None:
-            factors = [
-                np.ones(len(part), dtype=np.float32) if part.weights is None else part.weights for part in (self, other)
-            ]
-            extras["weights"] = frozen(np.concatenate(factors))
         return extras
 
     def _shown(self, index: int) -> str:
