@@ -31,7 +31,7 @@ def get_host() -> Host:
         else:
             from .local import LocalHost
 
-            _chosen = LocalHost()
+            _chosen = LocalHost(make_folders=False)  # asking for a node's inputs must not litter
     return _chosen
 
 

@@ -42,17 +42,19 @@ class LocalHost:
     """Everything the nodes need, without ComfyUI.
 
     Args:
-        base_dir: working directory, laid out as :class:`LocalFolders` says; made when it is missing.
+        base_dir: working directory, laid out as :class:`LocalFolders` says.
         embed_metadata: whether pictures carry their workflow.
+        make_folders: make the working directory now; otherwise each folder appears with its first file.
     """
 
     name = "local"
 
-    def __init__(self, base_dir: Path = DEFAULT_BASE_DIR, *, embed_metadata: bool = True) -> None:
+    def __init__(self, base_dir: Path = DEFAULT_BASE_DIR, *, embed_metadata: bool = True, make_folders: bool = True) -> None:
         from ...families._spec import set_tokenizer_dirs
 
         self.folders = LocalFolders(Path(base_dir).absolute())
-        self.folders.make()
+        if make_folders:
+            self.folders.make()
         self.cancel_event = threading.Event()
         self._embed_metadata = embed_metadata
         self._loaded: weakref.WeakSet[LocalBase] = weakref.WeakSet()
