@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..core.index import Index
 from ..core.progress import Progress, SilentProgress
 from .duplicates import perceptual_hash
+from .headers import CONTENT_KIND, PictureFile, file_key
 from .images import BadPicture, content_hash
 from .thumbs import WORKERS, Crop, Shrunk, load_small
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 PHASH_KIND = "phash:1"
 PIXELS_KIND = "pixels:1"
-CONTENT_KIND = "content:1"
 _HASH_SIDE_PX = 128
 _BLOCK = 128
 """Pictures between two transactions; what a cancel can lose."""
@@ -125,10 +125,9 @@ def _content_key(digest: bytes, crop: Crop | None) -> bytes:
     return digest if crop is None else digest + struct.pack("<4i", *crop)
 
 
-def file_key(dataset: "Dataset", row: int) -> bytes:
-    """Key of a file as it was when the table was made: path, size and time."""
-    path = str(dataset.path(row)).encode("utf-8", "surrogatepass")
-    return path + b"\0" + f"{dataset.size_bytes[row]}\0{dataset.mtime_ns[row]}".encode("ascii")
+def picture_file(dataset: "Dataset", row: int) -> PictureFile:
+    """A picture's file as it was when the table was made."""
+    return PictureFile(str(dataset.path(row)), int(dataset.size_bytes[row]), int(dataset.mtime_ns[row]))
 
 
 def _known_keys(dataset: "Dataset", rows: Iterable[int], index: Index | None) -> dict[int, bytes]:
@@ -136,7 +135,7 @@ def _known_keys(dataset: "Dataset", rows: Iterable[int], index: Index | None) ->
     if index is None:
         return {}
     wanted = list(rows)
-    digests = index.get_many(CONTENT_KIND, [file_key(dataset, row) for row in wanted])
+    digests = index.get_many(CONTENT_KIND, [file_key(picture_file(dataset, row)) for row in wanted])
     return {
         row: _content_key(digest, dataset.crop(row))
         for row, digest in zip(wanted, digests, strict=True)
@@ -163,7 +162,7 @@ def _remember(dataset: "Dataset", fresh: dict[int, tuple[bytes, _Facts]], index:
     if index is None:
         return
     found = {row: entry for row, entry in fresh.items() if entry[0]}
-    index.put_many(CONTENT_KIND, [(file_key(dataset, row), key[:16]) for row, (key, _) in found.items()])
+    index.put_many(CONTENT_KIND, [(file_key(picture_file(dataset, row)), key[:16]) for row, (key, _) in found.items()])
     index.put_many(PHASH_KIND, [(key, facts.phash.to_bytes(8, "big")) for key, facts in found.values()])
     index.put_many(
         PIXELS_KIND,

@@ -51,7 +51,7 @@ def load_small(path: Path | str, side_px: int, *, crop: Crop | None = None) -> S
         with Image.open(path, formats=images._formats()) as image:
             images._check_kind(path, image)
             size = images._upright_size(image)
-            images._check_size(path, *size)
+            images.check_size(path, *size)
             part = crop or (0, 0, *size)
             longer_px = max(part[2] - part[0], part[3] - part[1])
             if image.format in ("JPEG", "MPO") and longer_px > 2 * side_px:

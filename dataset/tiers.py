@@ -171,3 +171,29 @@ def _bucket_rows(dataset: "Dataset", fits: Fits, batch_size: int) -> Iterator[Bu
             mean_loss=float(loss[number]),
             max_loss=float(worst[number]),
         )
+
+
+def fit_facts(dataset: "Dataset", fits: Fits, params: BucketParams) -> tuple[str, ...]:
+    """Tiers, crop loss and buckets of a data set in three lines."""
+    rows = bucket_rows(dataset, fits, params.batch_size)
+    used = [row for row in rows if row.seen]
+    partial, single = sum(row.partial > 0 for row in used), sum(row.partial == 1 for row in used)
+    batches = sum(row.batches for row in used)
+    ones = f", {single} hold one picture" if params.batch_size > 1 else ""
+    worst = float(fits.loss.max()) if len(fits.loss) else 0.0
+    return (
+        f"at {params.resolution_px} px: {tier_shares(fits)}",
+        f"crop loss: mean {float(fits.loss.mean()) if len(fits.loss) else 0.0:.1%}, worst {worst:.0%}",
+        f"{len(used)} bucket{'s' * (len(used) != 1)}, {batches} batch{'es' * (batches != 1)} of up to "
+        f"{params.batch_size} per epoch, {partial} not full{ones}",
+    )
+
+
+def tier_shares(fits: Fits, rows: NDArray[np.bool_] | None = None) -> str:
+    """Pictures per tier with their shares, in words."""
+    tiers = fits.tier if rows is None else fits.tier[rows]
+    counts = np.bincount(tiers, minlength=len(TIERS)).tolist()
+    return ", ".join(
+        f"{name} {count} ({fits.share(place, rows):.0%})"
+        for place, (name, count) in enumerate(zip(TIERS, counts, strict=True))
+    )
