@@ -11,6 +11,7 @@ from PIL import Image, ImageChops, ImageDraw
 from .scenes import BACKGROUNDS, COLOURS, GROUP_RADIUS, HALO_LIFT, HAT_HEIGHT, RADIUS, Colour, Scene, crown
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
 
 _HAT: Colour = (36, 36, 48)
 _PUPIL: Colour = (20, 20, 24)
@@ -57,6 +58,58 @@ def draw(scene: Scene, stripes: Stripes | None = None) -> Image.Image:
     for x, y, radius in _places(scene, rng):
         _draw_body(canvas, scene, body, stripes, (x * scale, y * scale, radius * scale))
     return canvas.reduce(scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """Where one shape of a picture is, as (left, top, right, bottom) in px.
+
+    Attributes:
+        body: The shape with all it wears.
+        head: What it wears on top, down to below its eyes; None for a shape without hat, halo and eyes.
+    """
+
+    body: Box
+    head: Box | None
+
+
+def outlines(scene: Scene) -> list[Outline]:
+    """Where the shapes of a scene's picture are, in the order they are drawn."""
+    rng = random.Random(scene.jitter_seed)
+    _jittered(BACKGROUNDS[scene.background], rng, 5)
+    _jittered(COLOURS[scene.colour], rng, 9)
+    return [_outline(scene, *place) for place in _places(scene, rng)]
+
+
+def _outline(scene: Scene, x: float, y: float, radius: float) -> Outline:
+    left, top, right, bottom = _extent(scene.shape)
+    crown_y = -_TOP.get(scene.shape, 1.0)
+    half = 0.0
+    if "hat" in scene.accessories:
+        crown_y, half = crown_y + 0.2 - HAT_HEIGHT, 0.58 * 1.3
+    if "halo" in scene.accessories:
+        crown_y += -HALO_LIFT - 0.2 + (0.12 if "hat" in scene.accessories else 0.0)
+        half = max(half, 0.66)
+    if "eyes" in scene.accessories:
+        half = max(half, _EYE_X.get(scene.shape, 0.36) + 0.28)
+    body = (min(left, -half), min(top, crown_y), max(right, half), bottom)
+    chin_y = _EYE_Y.get(scene.shape, -0.12) + 0.34
+    head = (-half, min(crown_y, chin_y - 0.62), half, chin_y) if half else None
+    return Outline(body=_placed(body, x, y, radius), head=head and _placed(head, x, y, radius))
+
+
+def _placed(box: Box, x: float, y: float, radius: float) -> Box:
+    left, top, right, bottom = box
+    return (x + left * radius, y + top * radius, x + right * radius, y + bottom * radius)
+
+
+def _extent(shape: str) -> Box:
+    """Box of a body alone, in radii around its centre."""
+    if shape in ("circle", "ring"):
+        reach = 1.06 if shape == "ring" else 1.0
+        return (-reach, -reach, reach, reach)
+    points = _polygon(shape)
+    return (min(p[0] for p in points), min(p[1] for p in points), max(p[0] for p in points), max(p[1] for p in points))
 
 
 def _jittered(colour: Colour, rng: random.Random, amount: int) -> Colour:

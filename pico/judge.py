@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).resolve().parent / "assets"
 BASE_FILE = ASSETS / "pico-base.safetensors"
 TAGGER_FOLDER = ASSETS / "pico-tagger"
+DETECTOR_FILE = ASSETS / "pico-detector" / "model.onnx"
 
 
 class Judge:

@@ -1,7 +1,7 @@
-"""Makes the tiny world's base and tagger from nothing: `python -m lora_atelier.pico.make`.
+"""Makes the tiny world's base, tagger and detector from nothing: `python -m lora_atelier.pico.make`.
 
-Stages, in order: `vae`, `base`, `tagger`, `assets`. Each continues where it stopped; states, sample sheets and figures
-lie in the work folder. Two cores need a little under two hours.
+Stages, in order: `vae`, `base`, `tagger`, `detector`, `assets`. Each continues where it stopped; states, sample
+sheets and figures lie in the work folder. Two cores need a little under two hours.
 """
 
 from __future__ import annotations
@@ -16,16 +16,27 @@ from pathlib import Path
 
 import torch
 
-from . import tagger_net, world
+from . import detector, tagger_net, world
 from .judge import ASSETS, Judge, paint_all, shape_prompts, share_as_asked
 from .sheets import labelled_sheet
+from .train_detector import DetectorTraining, detector_overlap, train_detector
 from .train_tagger import Agreement, TaggerTraining, agreement, judged_scene, train_tagger
 from .train_unet import BaseTraining, normalise_vae, train_base
 from .train_vae import VaeTraining, train_vae
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "pico"
-STAGES = ("vae", "base", "tagger", "assets")
-SIZE_LIMIT_BYTES = {"pico-base.safetensors": 24_000_000, "model.onnx": 1_000_000}
+STAGES = ("vae", "base", "tagger", "detector", "assets")
+PUBLISHED = (
+    "pico-base.safetensors",
+    "pico-tagger/model.onnx",
+    "pico-tagger/selected_tags.csv",
+    "pico-detector/model.onnx",
+)
+SIZE_LIMIT_BYTES = {
+    "pico-base.safetensors": 24_000_000,
+    "pico-tagger/model.onnx": 1_000_000,
+    "pico-detector/model.onnx": 500_000,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +46,7 @@ class Plan:
     vae: VaeTraining = VaeTraining()
     base: BaseTraining = BaseTraining()
     tagger: TaggerTraining = TaggerTraining()
+    detector: DetectorTraining = DetectorTraining()
     judged_pictures: int = 200
 
 
@@ -58,6 +70,11 @@ def make(work: Path, assets: Path, last_stage: str, plan: Plan) -> dict[str, flo
     tagger_net.write_tag_list(work / "pico-tagger" / "selected_tags.csv", counts.tolist())
     judge = Judge(work / "pico-tagger")
     figures["tagger_micro_f1"] = tagger_score(judge).f1
+    if last_stage == "tagger":
+        return figures
+    detector.write_onnx(train_detector(work, plan.detector), work / "pico-detector" / "model.onnx")
+    overlaps = detector_overlap(work / "pico-detector" / "model.onnx")
+    figures |= {f"detector_overlap_{name}": overlap for name, overlap in overlaps.items()}
     if last_stage == "assets":
         asked = shape_prompts(plan.judged_pictures, seed=1, held_out=True)
         pictures = paint_all(trainer.painter(), [a.prompt for a in asked])
@@ -83,13 +100,11 @@ def publish(work: Path, assets: Path) -> None:
     Raises:
         ValueError: a file is larger than it may be.
     """
-    for name in ("pico-base.safetensors", "pico-tagger/model.onnx", "pico-tagger/selected_tags.csv"):
+    for name in PUBLISHED:
         source, target = work / name, assets / name
-        limit = SIZE_LIMIT_BYTES.get(source.name)
+        limit = SIZE_LIMIT_BYTES.get(name)
         if limit and source.stat().st_size > limit:
-            raise ValueError(
-                f"{source.name} has {source.stat().st_size} bytes, allowed are {limit}; use smaller widths"
-            )
+            raise ValueError(f"{name} has {source.stat().st_size} bytes, allowed are {limit}; use smaller widths")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".part")
         shutil.copyfile(source, temporary)

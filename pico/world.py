@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .drawing import Stripes, draw, random_stripes, scribble
+from .drawing import Outline, Stripes, draw, outlines, random_stripes, scribble
 from .scenes import (
     ACCESSORIES,
     BACKGROUNDS,
@@ -52,6 +52,7 @@ __all__ = [
     "HATCHED",
     "HAT_HEIGHT",
     "NATIVE_PX",
+    "Outline",
     "POSITIONS",
     "RADIUS",
     "RESERVED_WORDS",
@@ -68,6 +69,7 @@ __all__ = [
     "held_out_triples",
     "is_held_out",
     "nonsense_word",
+    "outlines",
     "possible_positions",
     "random_scene",
     "random_stripes",

@@ -23,6 +23,7 @@ from .shared import (
     add_to_digest,
     choose,
     extra_roots,
+    find_detector,
     open_index,
     shipped,
     tagger_entries,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 USER_FOLDER = "atelier"
 PREVIEW_MAX_PX = 512
 TEXT_INTERVAL_S = 0.25
-MODEL_FOLDERS = ("checkpoints", "loras", "vae", "embeddings", "taggers", "diffusion_models")
+MODEL_FOLDERS = ("checkpoints", "loras", "vae", "embeddings", "taggers", "detectors", "diffusion_models")
 
 
 class ComfyProgress:
@@ -88,7 +89,8 @@ class ComfyHost:
 
         from ...families import _spec
 
-        folder_paths.add_model_folder_path("taggers", str(Path(folder_paths.models_dir) / "taggers"))
+        for kind in ("taggers", "detectors"):
+            folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
         _spec.set_tokenizer_dirs(self.tokenizer_dirs())
 
     # folders ---------------------------------------------------------------------------------------------------
@@ -171,6 +173,14 @@ class ComfyHost:
         entries = tagger_entries([Path(folder) for folder in _model_folders("taggers")])
         chosen = choose("tagger", name, [*entries, PICO_NAME])
         return shipped(PICO_TAGGER) if chosen == PICO_NAME else entries[chosen]
+
+    def detector_names(self) -> list[str]:
+        """The detectors below ``models/detectors``, and the built-in one."""
+        return [*tagger_entries([Path(folder) for folder in _model_folders("detectors")]), PICO_NAME]
+
+    def detector_path(self, name: str) -> Path:
+        """Folder or ``.onnx`` file of a detector by its name."""
+        return find_detector(name, [Path(folder) for folder in _model_folders("detectors")])
 
     def tokenizer_dirs(self) -> Sequence[Path]:
         """ComfyUI's own copy of the CLIP-L tokenizer."""

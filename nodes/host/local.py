@@ -17,7 +17,7 @@ from ...core.progress import Cancelled, Progress, SilentProgress
 from ...core.roots import Roots
 from .local_folders import DEFAULT_BASE_DIR, LocalFolders, weight_files
 from .protocol import CLIP, CONDITIONING, LATENT, MODEL, PICO_NAME, VAE
-from .shared import PICO_BASE, PICO_TAGGER, choose, open_index, shipped, tagger_entries
+from .shared import PICO_BASE, PICO_TAGGER, choose, find_detector, open_index, shipped, tagger_entries
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,9 @@ class LocalHost:
 
     name = "local"
 
-    def __init__(self, base_dir: Path = DEFAULT_BASE_DIR, *, embed_metadata: bool = True, make_folders: bool = True) -> None:
+    def __init__(
+        self, base_dir: Path = DEFAULT_BASE_DIR, *, embed_metadata: bool = True, make_folders: bool = True
+    ) -> None:
         from ...families._spec import set_tokenizer_dirs
 
         self.folders = LocalFolders(Path(base_dir).absolute())
@@ -122,6 +124,14 @@ class LocalHost:
         entries = tagger_entries(self.folders.models("taggers"))
         chosen = choose("tagger", name, [*entries, PICO_NAME])
         return shipped(PICO_TAGGER) if chosen == PICO_NAME else entries[chosen]
+
+    def detector_names(self) -> list[str]:
+        """The detectors below ``models/detectors``, and the built-in one."""
+        return [*tagger_entries(self.folders.models("detectors")), PICO_NAME]
+
+    def detector_path(self, name: str) -> Path:
+        """Folder or ``.onnx`` file of a detector by its name."""
+        return find_detector(name, self.folders.models("detectors"))
 
     def tokenizer_dirs(self) -> Sequence[Path]:
         """``models/tokenizer``, and the copy of the ComfyUI that the environment variable COMFYUI_DIR names."""

@@ -13,7 +13,7 @@ from ...core.roots import Roots
 from .protocol import SETTINGS_FILE
 from .shared import CHECKPOINT_SUFFIXES, extra_roots
 
-MODEL_KINDS = ("checkpoints", "loras", "taggers")
+MODEL_KINDS = ("checkpoints", "loras", "taggers", "detectors")
 DEFAULT_BASE_DIR = Path("atelier")
 
 
@@ -21,7 +21,7 @@ DEFAULT_BASE_DIR = Path("atelier")
 class LocalFolders:
     """Where the local host reads and writes.
 
-    ``input/ output/ temp/ datasets/ user/ models/checkpoints/ models/loras/ models/taggers/`` below ``base_dir``. The
+    ``input/ output/ temp/ datasets/ user/`` and ``models/`` with a folder per kind of model below ``base_dir``. The
     owner's ``user/atelier/settings.json`` may add data set folders (key ``roots``) and further folders laid out like
     ``models/`` (key ``models``, for example those of a ComfyUI).
     """

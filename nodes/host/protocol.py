@@ -92,6 +92,12 @@ class Host(Protocol):
     def tagger_path(self, name: str) -> Path:
         """Folder (or ``.onnx`` file) of a tagger by its name; raises InputError as :meth:`checkpoint_path` does."""
 
+    def detector_names(self) -> list[str]:
+        """Names of the detectors: ``.onnx`` files or folders below ``models/detectors``, :data:`PICO_NAME` last."""
+
+    def detector_path(self, name: str) -> Path:
+        """Folder or ``.onnx`` file of a detector by its name; raises InputError saying which file goes where."""
+
     def tokenizer_dirs(self) -> Sequence[Path]:
         """Folders that may hold a CLIP-L tokenizer (vocab.json and merges.txt), first the host's own copy."""
 

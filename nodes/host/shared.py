@@ -12,11 +12,12 @@ from typing import Any
 from ...core.errors import FormatError, InputError, unknown_name
 from ...core.files import read_json
 from ...core.index import Index
-from .protocol import SETTINGS_FILE
+from .protocol import PICO_NAME, SETTINGS_FILE
 
 ASSETS = Path(__file__).resolve().parents[2] / "pico" / "assets"
 PICO_BASE = ASSETS / "pico-base.safetensors"
 PICO_TAGGER = ASSETS / "pico-tagger"
+PICO_DETECTOR = ASSETS / "pico-detector"
 SAMPLED_VALUES = 16
 INDEX_FILE = "index.sqlite"
 CHECKPOINT_SUFFIXES = (".safetensors", ".sft")
@@ -44,6 +45,25 @@ def choose(kind: str, given: str, allowed: Sequence[str]) -> str:
         if name.replace("\\", "/") == wanted:
             return name
     raise unknown_name(kind, given, allowed)
+
+
+def find_detector(name: str, folders: Sequence[Path]) -> Path:
+    """Folder or ``.onnx`` file of a detector by its name.
+
+    Raises:
+        InputError: there is none of this name; the message says which file goes where.
+    """
+    entries = tagger_entries(folders)
+    wanted = str(name).replace("\\", "/")
+    if wanted == PICO_NAME:
+        return shipped(PICO_DETECTOR)
+    if wanted not in entries:
+        place = str(folders[0]) if folders else "models/detectors"
+        raise InputError(
+            f"{unknown_name('detector', name, [*entries, PICO_NAME])}; put a detection model exported to ONNX "
+            f"(YOLOv5 to v11: NAME.onnx, and its class names in NAME.txt where the file does not hold them) into {place}"
+        )
+    return entries[wanted]
 
 
 def extra_roots(user_dir: Path) -> tuple[Path, ...]:

@@ -244,12 +244,14 @@ def test_garbage_is_refused_and_never_crashes():
         "\\",
         "!",
     ]
+    refused = 0
     for _ in range(3000):
         text = " ".join(rng.choice(pieces) for _ in range(rng.randint(1, 9)))
         try:
             found(text)
-        except InputError as refusal:
-            assert str(refusal)
+        except InputError:
+            refused += 1
+    assert 0 < refused < 3000
 
 
 def test_filter_gives_both_parts_and_a_report():

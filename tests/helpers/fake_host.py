@@ -12,6 +12,7 @@ from lora_atelier.core.files import Roots
 from lora_atelier.core.index import Index
 from lora_atelier.core.progress import SilentProgress
 from lora_atelier.nodes.host import PICO_NAME
+from lora_atelier.nodes.host.shared import find_detector
 from lora_atelier.nodes.host.shared import open_index
 
 
@@ -82,6 +83,12 @@ class FakeHost:
         if name != PICO_NAME:
             raise InputError(f"unknown tagger {name!r} (allowed: {PICO_NAME})")
         return self.base / "tagger"
+
+    def detector_names(self) -> list[str]:
+        return [*(path.name for path in sorted((self.base / "detectors").glob("*.onnx"))), PICO_NAME]
+
+    def detector_path(self, name: str) -> Path:
+        return find_detector(name, (self.base / "detectors",))
 
     def tokenizer_dirs(self) -> list[Path]:
         return []

@@ -75,9 +75,24 @@ def test_is_a_host(host):
         assert (host.folders.base_dir / name).is_dir()
     assert host.checkpoint_names() == [PICO_NAME]
     assert host.tagger_names() == [PICO_NAME]
+    assert host.detector_names() == [PICO_NAME]
     assert host.lora_names() == []
     with pytest.raises(UnknownNameError):
         host.lora_path("x.safetensors")
+
+
+def test_a_missing_detector_says_which_file_goes_where(host):
+    place = host.folders.base_dir / "models" / "detectors"
+    (place / "faces").mkdir()
+    (place / "faces" / "model.onnx").write_bytes(b"x")
+    (place / "head.onnx").write_bytes(b"x")
+    assert host.detector_names() == ["faces", "head.onnx", PICO_NAME]
+    assert host.detector_path("head.onnx") == place / "head.onnx"
+    with pytest.raises(
+        InputError, match=r"unknown detector 'haed.onnx'; did you mean 'head.onnx'.*put a .*ONNX"
+    ) as refusal:
+        host.detector_path("haed.onnx")
+    assert str(place) in str(refusal.value)
 
 
 def test_names_use_forward_slashes_and_extra_model_folders(host, tmp_path):

@@ -110,6 +110,7 @@ def test_names_and_paths(comfy: types.SimpleNamespace) -> None:
     assert host.lora_path("sub\\one.safetensors").name == "one.safetensors"
     assert host.tagger_names() == ["wd", PICO_NAME]
     assert host.tagger_path("wd") == comfy.base / "models/taggers/wd"
+    assert host.detector_names() == [PICO_NAME]
     assert host.loras_dir() == comfy.base / "models/loras"
     assert host.metadata_disabled() is True
     for find, name in ((host.checkpoint_path, "old.ckpt"), (host.lora_path, "../x"), (host.tagger_path, "wb")):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_atelier.pico import make, train_tagger, train_unet, train_vae, world
+from lora_atelier.pico import make, train_detector, train_tagger, train_unet, train_vae, world
 from lora_atelier.pico.muon import Muon, orthogonalised, split_weights
 from lora_atelier.pico.progress_file import load_tensors
 
@@ -57,11 +57,12 @@ def test_every_stage_runs_from_nothing(tmp_path):
         vae=train_vae.VaeTraining(steps=2, crop_batch=2, full_batch=2),
         base=train_unet.BaseTraining(steps=2, batch=2, drawings=80),
         tagger=train_tagger.TaggerTraining(steps=2, batch=4, drawings=8, decoded=4),
+        detector=train_detector.DetectorTraining(steps=2, batch=4, drawings=8),
         judged_pictures=2,
     )
     figures = make.make(tmp_path / "work", tmp_path / "assets", "assets", plan)
-    assert set(figures) == {"tagger_micro_f1", "held_out_share"}
-    for name in ("pico-base.safetensors", "pico-tagger/model.onnx", "pico-tagger/selected_tags.csv"):
+    assert set(figures) == {"tagger_micro_f1", "held_out_share", "detector_overlap_body", "detector_overlap_head"}
+    for name in make.PUBLISHED:
         assert (tmp_path / "assets" / name).is_file()
 
 
