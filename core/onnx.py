@@ -1,5 +1,7 @@
 """One wrapper around onnxruntime, imported only when a session is opened."""
 
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "ROCMExecutionProvider", "DmlExecutionProvider")
+CPU_PROVIDER = "CPUExecutionProvider"
+_OPSET_WORDS = ("opset", "ai.onnx.ml", "unsupported model ir version")
+_NEWER_ONNXRUNTIME = "1.17"
+"""What the WD14 files of generation 3 need (opset 17, ai.onnx.ml 4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +37,28 @@ class OnnxValue:
 class OnnxSession:
     """An opened graph; see :func:`open_session`."""
 
-    def __init__(self, session: Any) -> None:
-        """Wraps an ``onnxruntime.InferenceSession``."""
+    def __init__(self, session: Any, *, fallback: str = "") -> None:
+        """Wraps an ``onnxruntime.InferenceSession``.
+
+        Args:
+            session: The session.
+            fallback: One sentence where it computes on the CPU although a GPU was to be had, else empty.
+        """
         self._session = session
+        self.fallback = fallback
         self.inputs = tuple(_value(node) for node in session.get_inputs())
         self.outputs = tuple(_value(node) for node in session.get_outputs())
         self.providers: tuple[str, ...] = tuple(session.get_providers())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the graph says about itself: its metadata properties, such as YOLO's class names."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU alone computes."""
+        return self.providers == (CPU_PROVIDER,)
 
     def run(
         self, feeds: "Mapping[str, np.ndarray[Any, Any]]", outputs: Sequence[str] | None = None
@@ -77,15 +99,52 @@ def open_session(path: Path, *, threads: int | None = None) -> OnnxSession:
         raise StorageError(f"there is no ONNX file {path}; put the tagger's model.onnx there")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Threads that wait for the next picture must not take the cores from those that decode it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     available = onnxruntime.get_available_providers()
-    providers = [name for name in _GPU_PROVIDERS if name in available] + ["CPUExecutionProvider"]
+    wanted = [name for name in _GPU_PROVIDERS if name in available]
+    if "CUDAExecutionProvider" in wanted and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # finds the CUDA libraries that came with torch
     try:
-        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a provider could not be loaded is said in `fallback`
+            session = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=[*wanted, CPU_PROVIDER]
+            )
     except _runtime_errors() as cause:
-        raise FormatError(f"{path} is not an ONNX graph that can be run here: {_first_line(cause)}") from cause
-    return OnnxSession(session)
+        raise FormatError(_not_a_graph(path, _first_line(cause), str(onnxruntime.__version__))) from cause
+    return OnnxSession(session, fallback=_fallback(wanted, session.get_providers()))
+
+
+def _fallback(wanted: Sequence[str], used: Sequence[str]) -> str:
+    """What to say where a GPU was to be had and is not used: onnxruntime itself says nothing."""
+    if wanted and not set(wanted) & set(used):
+        return (
+            f"onnxruntime offers {wanted[0]} but could not load it and computes on the CPU, which is many times slower; "
+            "install the CUDA and cuDNN version it was built for (its page lists them)."
+        )
+    if not wanted and _torch_sees_cuda():
+        return (
+            "this computer has a CUDA device but the installed onnxruntime is the one for CPUs; to use the device: "
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu."
+        )
+    return ""
+
+
+def _torch_sees_cuda() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_available())
+
+
+def _not_a_graph(path: Path, cause: str, version: str) -> str:
+    if any(word in cause.lower() for word in _OPSET_WORDS):
+        return (
+            f"{path} needs a newer onnxruntime than {version} (WD14 files of generation 3 need {_NEWER_ONNXRUNTIME}): "
+            f"pip install --upgrade onnxruntime ({cause})"
+        )
+    return f"{path} is not an ONNX graph that can be run here: {cause}"
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:

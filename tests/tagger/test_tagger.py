@@ -16,6 +16,7 @@ from lora_atelier.tagger import prepare as prepare_module
 from lora_atelier.tagger import runner, taggers
 from lora_atelier.tagger.labels import KAOMOJI, compared, written
 from lora_atelier.tagger.prepare import flatten, pad_square, prepare
+from lora_atelier.tagger.tables import CATEGORY_WORDS
 from lora_atelier.tagger.runner import PickParams, Tag, open_tagger, pick, tags_text
 from lora_atelier.tagger.taggers.wd14 import TAGGER
 
@@ -318,7 +319,8 @@ def test_adapter_contract(name):
     spec = discover(taggers.__name__, "TAGGER")[name]
     assert spec.source
     assert spec.summary.endswith(".")
-    assert set(spec.default_thresholds) <= set(spec.categories.values())
+    assert set(spec.default_thresholds) <= {*spec.categories.values(), *CATEGORY_WORDS}
+    assert set(spec.argmax) <= CATEGORY_WORDS
     for layout in (spec.layout,):
         array = prepare(picture((255, 0, 0)), spec, height_px=8, width_px=8)
         assert array.shape == ((8, 8, 3) if layout == "NHWC" else (3, 8, 8))
