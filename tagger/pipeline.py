@@ -6,6 +6,7 @@ most two of them have a batch on the device. Results are written every few pictu
 goes on where it stopped.
 """
 
+import itertools
 import os
 import threading
 import time
@@ -38,6 +39,8 @@ JOB_S = 0.1
 _GROUP = 64
 _GPU_RUNS = 2
 _TICK_S = 0.25
+_NAP_S = 0.001
+_REPORT_S = 0.1
 _MAX_SHOWN_FAILURES = 20
 
 Entry = tuple[NDArray[np.int32], NDArray[np.float32]]
@@ -180,6 +183,7 @@ def score_dataset(
     )
     if missing:
         run.go(pictures)
+    progress.update(len(wanted), len(wanted), f"{len(wanted)} pictures")
     if missing and len(run.failed) == len(wanted):
         first = next(iter(sorted(run.failed)))
         raise InputError(
@@ -224,6 +228,7 @@ class _Run:
         self._unwritten: list[tuple[bytes, Entry]] = []
         self._read: list[tuple[bytes, bytes]] = []
         self._written_at = time.monotonic()
+        self._reported_at = 0.0
         self._picture_s = 0.0
 
     def go(self, pictures: Iterator[_Picture]) -> None:
@@ -257,7 +262,7 @@ class _Run:
         self, pictures: Iterator[_Picture], pool: ThreadPoolExecutor
     ) -> list[tuple[_Picture, "Future[tuple[bytes, bytes]] | None"]]:
         """The next pictures, those never read before being hashed already."""
-        group = [picture for picture, _ in zip(pictures, range(_GROUP), strict=False)]
+        group = list(itertools.islice(pictures, _GROUP))
         return [(picture, pool.submit(read_content, picture.path) if picture.key is None else None) for picture in group]
 
     def _identified(self, group: Sequence[tuple[_Picture, "Future[tuple[bytes, bytes]] | None"]]) -> list[_Picture]:
@@ -332,20 +337,30 @@ class _Run:
     def _await(self, most: int | None) -> None:
         """Waits until at most so many jobs are left (None: a moment), takes what is finished, looks for Cancel."""
         while True:
-            if most is None or len(self._jobs) > most:
-                finished, _ = wait(self._jobs, timeout=_TICK_S, return_when=FIRST_COMPLETED) if self._jobs else (set(), None)
-                if not self._jobs:
-                    time.sleep(0.001)
-                self._collect(finished)
+            if self._jobs and (most is None or len(self._jobs) > most):
+                self._collect(wait(self._jobs, timeout=_TICK_S, return_when=FIRST_COMPLETED).done)
+            elif most is None:
+                time.sleep(_NAP_S)
             self._flush_if_due()
-            rate = "" if not self._picture_s else f", {min(self.workers, 10**6) / self._picture_s:.1f} a second"
-            self.progress.update(min(self.done, self.total), self.total, f"{self.done} of {self.total} pictures{rate}")
+            self._report()
             if most is None or len(self._jobs) <= most:
                 return
 
+    def _report(self) -> None:
+        self.progress.check()
+        now = time.monotonic()
+        if now - self._reported_at >= _REPORT_S:
+            self._reported_at = now
+            rate = f", {self.workers / self._picture_s:.1f} a second" if self._picture_s else ""
+            self.progress.update(self.done, self.total, f"{self.done} of {self.total} pictures{rate}")
+
     def _collect(self, finished: "set[Future[_Outcome]]") -> None:
+        """Takes results in; a job that failed raises after the others' results are safe."""
         self._jobs -= finished
+        errors = [error for future in finished if (error := future.exception()) is not None]
         for future in finished:
+            if future.exception() is not None:
+                continue
             outcome = future.result()
             for picture, entry in outcome.entries:
                 self.fresh[picture.row] = entry
@@ -359,6 +374,8 @@ class _Run:
             if scored:
                 each_s = outcome.seconds / scored
                 self._picture_s = each_s if not self._picture_s else 0.8 * self._picture_s + 0.2 * each_s
+        if errors:
+            raise errors[0]
 
     def _fail(self, picture: _Picture, reason: str) -> None:
         self.failed[picture.row] = reason

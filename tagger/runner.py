@@ -4,7 +4,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -299,11 +299,6 @@ def pick(scores: Scores, params: PickParams) -> list[Tag]:
     """Keep one picture's tags above their thresholds, as `picking.pick_rows` does for many."""
     picked = pick_rows(joined([sparse_of(scores.values, scores.vocabulary)]), scores.vocabulary, params)
     return tags_of(picked, 0, scores.vocabulary, params)
-
-
-def with_thresholds(vocabulary: Vocabulary, thresholds: Mapping[str, float]) -> Vocabulary:
-    """A vocabulary with other thresholds per category."""
-    return replace(vocabulary, thresholds={**vocabulary.thresholds, **thresholds})
 
 
 def _are_probabilities(values: NDArray[Any]) -> bool:

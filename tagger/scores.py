@@ -87,6 +87,12 @@ class SparseScores:
             offsets=self.offsets[first : last + 1] - start, ids=self.ids[start:end], values=self.values[start:end]
         )
 
+    def without_empty(self, keep: NDArray[np.bool_]) -> "SparseScores":
+        """Only the pictures that are kept; those left out must have no entry."""
+        lengths = np.diff(self.offsets)[keep]
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+        return SparseScores(offsets=offsets, ids=self.ids, values=self.values)
+
     def dense(self, size: int) -> NDArray[np.float32]:
         """All scores, float32 [pictures, size]; what is below the floor is 0."""
         table = np.zeros((len(self), size), dtype=np.float32)
