@@ -61,7 +61,7 @@ def find_detector(name: str, folders: Sequence[Path]) -> Path:
         place = str(folders[0]) if folders else "models/detectors"
         raise InputError(
             f"{unknown_name('detector', name, [*entries, PICO_NAME])}; put a detection model exported to ONNX "
-            f"(YOLOv5 to v11: NAME.onnx, and its class names in NAME.txt where the file does not hold them) into {place}"
+            f"(YOLOv5 to v11: NAME.onnx, and its class names in NAME.txt where the file has none) into {place}"
         )
     return entries[wanted]
 
