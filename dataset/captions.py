@@ -9,10 +9,8 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .table import Subset
-
 if TYPE_CHECKING:
-    from .table import Dataset
+    from .table import Dataset, Subset
 
 
 def split_tags(caption: str) -> list[str]:
@@ -20,7 +18,7 @@ def split_tags(caption: str) -> list[str]:
     return [tag for part in caption.split(",") if (tag := " ".join(part.split()))]
 
 
-def training_caption(tags: Sequence[str], options: Subset, *, seed: int) -> str:
+def training_caption(tags: Sequence[str], options: "Subset", *, seed: int) -> str:
     """The text that one picture is trained with this time.
 
     Args:

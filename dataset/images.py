@@ -74,12 +74,13 @@ class BadPicture(FormatError):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureHeader:
-    """What the first bytes of a picture tell, with the EXIF orientation applied."""
+    """What the first bytes of a picture tell, with the EXIF orientation (1..8) applied to the size."""
 
     width_px: int
     height_px: int
     mode: str
     has_alpha: bool
+    orientation: int = 1
 
 
 class Fitted(NamedTuple):
@@ -112,9 +113,15 @@ def read_header(path: Path | str, *, verify: bool = False) -> PictureHeader:
         with Image.open(path, formats=_formats()) as image:
             _check_kind(path, image)
             width_px, height_px = _upright_size(image)
-            _check_size(path, width_px, height_px)
+            check_size(path, width_px, height_px)
             _check_pixels(path, image, size_bytes, verify=verify)
-            return PictureHeader(width_px=width_px, height_px=height_px, mode=image.mode, has_alpha=_has_alpha(image))
+            return PictureHeader(
+                width_px=width_px,
+                height_px=height_px,
+                mode=image.mode,
+                has_alpha=_has_alpha(image),
+                orientation=_orientation(image),
+            )
     except BadPicture:
         raise
     except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged input
@@ -136,7 +143,7 @@ def load_image(path: Path | str, *, least_px: int = 0) -> Image.Image:
     try:
         with Image.open(path, formats=_formats()) as image:
             _check_kind(path, image)
-            _check_size(path, *_upright_size(image))
+            check_size(path, *_upright_size(image))
             if least_px:
                 _draft(image, least_px)
             # Pillow's TIFF plug-in turns the pixels itself while it loads them.
@@ -245,7 +252,12 @@ def _check_kind(path: Path | str, image: Image.Image) -> None:
         raise BadPicture(path, f"its pixel mode {image.mode} is not supported; save it as an RGB PNG or JPEG")
 
 
-def _check_size(path: Path | str, width_px: int, height_px: int) -> None:
+def check_size(path: Path | str, width_px: int, height_px: int) -> None:
+    """Refuses sizes that nothing can be learnt from or that are not decoded.
+
+    Raises:
+        BadPicture: Too many pixels, too thin, or too small.
+    """
     size = f"{width_px} x {height_px} px"
     shorter_px, longer_px = sorted((width_px, height_px))
     if width_px * height_px > MAX_PIXELS:

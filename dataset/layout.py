@@ -2,7 +2,8 @@
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import InputError
@@ -34,11 +35,13 @@ class Layout:
         text: In words for a person.
         folders: The folders to read.
         is_kohya: Whether repeat counts come from names.
+        listings: Folders that were listed on the way.
     """
 
     text: str
     folders: tuple[PlannedFolder, ...]
     is_kohya: bool
+    listings: Mapping[Path, Listing] = field(default_factory=dict)
 
 
 def parse_repeat_name(name: str) -> tuple[int, str] | None:
@@ -70,7 +73,14 @@ def read_layout(
     """
     if mode == "plain":
         return _plain(folder)
-    top = list_folder(folder, "", guard, _ignore)
+    top = list_folder(folder, "", guard)
+    found = _layout_of(folder, top, mode=mode, guard=guard, on_skip=on_skip, excluded=excluded)
+    return replace(found, listings={folder: top})
+
+
+def _layout_of(
+    folder: Path, top: Listing, *, mode: str, guard: Guard, on_skip: OnSkip, excluded: frozenset[str]
+) -> Layout:
     own = parse_repeat_name(folder.name)
     has_pictures = any(is_picture_name(entry.name) for entry in top.files)
     if own is not None and has_pictures:
@@ -80,7 +90,7 @@ def read_layout(
     if own is not None:
         return _single(folder, own)
     if not has_pictures and (inner := _inner_parent(folder, top, guard, excluded)):
-        listing = list_folder(inner, "", guard, _ignore)
+        listing = list_folder(inner, "", guard)
         text = f"Read the folder {inner.name!r} in {folder.name!r} as a kohya folder of N_name folders"
         return _parent(inner, listing, on_skip, excluded, text)
     if mode == "kohya":
@@ -132,7 +142,7 @@ def _inner_parent(folder: Path, top: Listing, guard: Guard, excluded: frozenset[
         name
         for name in top.open_folders
         if os.path.normcase(os.path.realpath(folder / name)) not in excluded
-        and _repeat_folders(list_folder(folder / name, name, guard, _ignore))
+        and _repeat_folders(list_folder(folder / name, name, guard))
     ]
     if len(found) > 1:
         raise InputError(
@@ -149,7 +159,3 @@ def _repeat_folders(listing: Listing) -> list[str]:
 def _bare_number(name: str) -> tuple[int, str] | None:
     """A folder called just ``10``: kohya's scripts take it for 10 repeats without a text."""
     return parse_repeat_name(name + "_") if name.isdecimal() else None
-
-
-def _ignore(path: str, reason: str) -> None:
-    """Hears of nothing: the same folder is listed again when it is read, and is reported then."""

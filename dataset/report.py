@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .batches import effective_repeats
-from .table import CAPTION_FILE, CAPTION_FOLDER, CAPTION_NONE
+from .table import CAPTION_FILE, CAPTION_FOLDER, CAPTION_METADATA, CAPTION_NONE, CAPTION_SITE
 from .words import counted
 
 if TYPE_CHECKING:
@@ -49,8 +49,12 @@ def _sizes_line(dataset: "Dataset") -> str:
 
 
 def _captions_line(dataset: "Dataset") -> str:
-    counts = np.bincount(dataset.caption_source, minlength=3)
+    counts = np.bincount(dataset.caption_source, minlength=CAPTION_METADATA + 1)
     parts = [f"{counts[CAPTION_FILE]} from their own file"]
+    if counts[CAPTION_SITE]:
+        parts.append(f"{counts[CAPTION_SITE]} from the site's metadata")
+    if counts[CAPTION_METADATA]:
+        parts.append(f"{counts[CAPTION_METADATA]} from a metadata file of many pictures")
     if counts[CAPTION_FOLDER]:
         parts.append(f"{counts[CAPTION_FOLDER]} from their folder's text (no caption file)")
     if counts[CAPTION_NONE]:

@@ -19,7 +19,10 @@ from .words import counted, printable
 CAPTION_NONE = 0
 CAPTION_FILE = 1
 CAPTION_FOLDER = 2
-"""Where a caption came from: nowhere (it is empty), its own file, or the text of its folder."""
+CAPTION_SITE = 3
+CAPTION_METADATA = 4
+"""Where a caption came from: nowhere (it is empty), its own file, the text of its folder, the metadata of the site it
+was downloaded from, or a metadata file with the captions of many pictures."""
 
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in px."""
@@ -115,7 +118,7 @@ class Dataset:
         size_bytes: int64 [pictures].
         mtime_ns: int64 [pictures].
         subset_index: int32 [pictures], place in ``subsets``.
-        caption_source: uint8 [pictures], ``CAPTION_NONE``, ``CAPTION_FILE`` or ``CAPTION_FOLDER``.
+        caption_source: uint8 [pictures], ``CAPTION_NONE``, ``CAPTION_FILE`` and so on.
         tags: Caption of each picture as interned tags.
         layout: How the folder was read, in words.
         notes: What a person should know about it, one sentence each.

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .images import is_picture_name
 
@@ -18,8 +19,7 @@ MAX_DEPTH = 64
 """Deeper nesting is not followed."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     """A file of a folder."""
 
     name: str
@@ -29,7 +29,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One folder's content in natural order.
+    """One folder's content; files by plain name, folders in natural order.
 
     Attributes:
         relative: Path below the walked folder with ``/``; empty for that folder itself.
@@ -37,6 +37,7 @@ class Listing:
         refused: Files that must not be opened, with the reason.
         folders: Names of its sub-folders, those that are not followed among them.
         open_folders: Names of the sub-folders that may be followed.
+        skips: What is refused and worth telling: its path below the walked folder, and the reason.
     """
 
     relative: str
@@ -44,6 +45,7 @@ class Listing:
     refused: Mapping[str, str]
     folders: tuple[str, ...]
     open_folders: tuple[str, ...]
+    skips: tuple[tuple[str, str], ...] = ()
 
     def below(self, name: str) -> str:
         """Path of something in this folder, below the walked folder."""
@@ -71,46 +73,57 @@ def is_within(real_path: str, real_root: str) -> bool:
 
 def natural_key(name: str) -> tuple[object, ...]:
     """Sort key for names: 2 before 10, case and Unicode form ignored unless nothing else differs."""
-    parts = _DIGITS.split(unicodedata.normalize("NFC", name).casefold())
+    parts = _DIGITS.split(name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold())
     numbered = tuple(int(part) if place % 2 else part for place, part in enumerate(parts))
     return (numbered, name)
 
 
-def list_folder(path: Path, relative: str, guard: Guard, on_skip: OnSkip) -> Listing:
+def list_folder(path: Path, relative: str, guard: Guard) -> Listing:
     """Lists one folder. Links out of the data set, hidden things and special files are refused with a reason."""
     files: list[FileEntry] = []
     refused: dict[str, str] = {}
     folders: list[str] = []
     open_folders: list[str] = []
+    skips: list[tuple[str, str]] = []
     try:
         with os.scandir(path) as entries:
-            found = sorted(entries, key=lambda entry: natural_key(entry.name))
+            for entry in entries:
+                try:
+                    if entry.is_dir():
+                        folders.append(entry.name)
+                    elif entry.name.isascii() and entry.name[0] != "." and entry.is_file(follow_symlinks=False):
+                        status = entry.stat()
+                        files.append(FileEntry(entry.name, status.st_size, status.st_mtime_ns))
+                    elif reason := _refused_file(entry, guard):
+                        refused[entry.name] = reason
+                    else:
+                        status = entry.stat()
+                        files.append(FileEntry(entry.name, status.st_size, status.st_mtime_ns))
+                except OSError as error:
+                    refused[entry.name] = f"it cannot be read ({error.strerror})"
     except OSError as error:
-        on_skip(f"{relative}/" if relative else ".", f"the folder cannot be read ({error.strerror})")
-        found = []
-    for entry in found:
-        shown = f"{relative}/{entry.name}" if relative else entry.name
-        try:
-            if entry.is_dir():
-                folders.append(entry.name)
-                if reason := _refused_folder(entry, guard):
-                    on_skip(shown + "/", reason)
-                else:
-                    open_folders.append(entry.name)
-            elif reason := _refused_file(entry, guard):
-                refused[entry.name] = reason
-                if is_picture_name(entry.name):
-                    on_skip(shown, reason)
-            else:
-                status = entry.stat()
-                files.append(FileEntry(entry.name, status.st_size, status.st_mtime_ns))
-        except OSError as error:
-            on_skip(shown, f"it cannot be read ({error.strerror})")
-    return Listing(relative, tuple(files), refused, tuple(folders), tuple(open_folders))
+        skips.append((f"{relative}/" if relative else ".", f"the folder cannot be read ({error.strerror})"))
+    folders.sort(key=natural_key)
+    for name in folders:
+        if reason := _refused_folder(name, os.path.join(path, name), guard):
+            skips.append((f"{relative}/{name}/" if relative else f"{name}/", reason))
+        else:
+            open_folders.append(name)
+    for name in sorted(refused, key=natural_key):
+        if is_picture_name(name):
+            skips.append((f"{relative}/{name}" if relative else name, refused[name]))
+    files.sort()
+    return Listing(relative, tuple(files), refused, tuple(folders), tuple(open_folders), tuple(skips))
 
 
 def walk_folder(
-    folder: Path, *, guard: Guard, on_skip: OnSkip, recursive: bool, excluded: frozenset[str] = frozenset()
+    folder: Path,
+    *,
+    guard: Guard,
+    on_skip: OnSkip,
+    recursive: bool,
+    excluded: frozenset[str] = frozenset(),
+    known: Mapping[Path, Listing] | None = None,
 ) -> Iterator[Listing]:
     """Lists a folder and, where asked, everything below it: a folder's files first, then its sub-folders in order.
 
@@ -120,6 +133,7 @@ def walk_folder(
         on_skip: Hears of everything that is refused.
         recursive: Follow sub-folders.
         excluded: Real paths (normalised case) of folders that are left alone, e.g. the regularisation folder.
+        known: Listings that were just made, by folder, so that a large folder is not listed twice.
     """
     pending = [""]
     visited = set(excluded)
@@ -132,7 +146,11 @@ def walk_folder(
             on_skip(f"{relative}/", reason)
             continue
         visited.add(real)
-        listing = list_folder(path, relative, guard, on_skip)
+        listing = (known or {}).get(path)
+        if listing is None or listing.relative != relative:
+            listing = list_folder(path, relative, guard)
+        for shown, reason in listing.skips:
+            on_skip(shown, reason)
         yield listing
         if not recursive:
             continue
@@ -142,16 +160,16 @@ def walk_folder(
         pending.extend(listing.below(name) for name in reversed(listing.open_folders))
 
 
-def _refused_folder(entry: "os.DirEntry[str]", guard: Guard) -> str:
+def _refused_folder(name: str, path: str, guard: Guard) -> str:
     """Why a folder is not followed; empty when it may be."""
-    if not _is_unicode(entry.name):
+    if not _is_unicode(name):
         return "its name is not valid Unicode; rename it"
-    if entry.name.startswith("."):
+    if name.startswith("."):
         return "it is hidden (its name begins with a dot)"
-    if entry.name.casefold() in _THUMBNAIL_FOLDERS:
+    if name.casefold() in _THUMBNAIL_FOLDERS:
         return "it is kept by the system (thumbnails or deleted files)"
     # Junctions on Windows are not links to Python before 3.12, so the real path of every folder is compared.
-    if not guard.lets_in(entry.path):
+    if not guard.lets_in(path):
         return "it is a link that leads out of the data set folder; copy the folder instead"
     return ""
 
@@ -160,7 +178,7 @@ def _refused_file(entry: "os.DirEntry[str]", guard: Guard) -> str:
     """Why a file is not used; empty when it may be."""
     if not _is_unicode(entry.name):
         return "its name is not valid Unicode; rename it"
-    if entry.name.startswith("."):
+    if entry.name.startswith(".") and not entry.name.endswith("_meta.json"):  # waifuc's metadata is hidden
         return "it is hidden (its name begins with a dot)"
     if entry.is_symlink():
         if not os.path.exists(entry.path):

@@ -15,7 +15,10 @@ BROKEN_PICTURES = {
     "text.jpg": (b"not a picture at all", "it is not a picture of a known format, or its header is damaged"),
     "thin.png": (png_header_only(1, 10_000), "1 x 10000 px is thinner than 1:16; crop it first"),
     "tiny.png": (png_header_only(4, 4), "4 x 4 px is smaller than 8 px"),
-    "bomb.png": (png_header_only(60_000, 60_000), "it has more than the 178956970 pixels allowed; scale it down first"),
+    "bomb.png": (
+        png_header_only(60_000, 60_000),
+        "60000 x 60000 px is more than the 178956970 pixels allowed; scale it down first",
+    ),
     "cut.png": (png_header_only(640, 480)[:60], "the file is cut short (truncated)"),
 }
 BROKEN_CAPTIONS = {

@@ -192,12 +192,12 @@ def test_captions_may_end_in_caption_or_be_odd_in_case_or_form(tmp_path):
         "b.PNG": "from caption",
         "c.png": "from TXT",
         f"{composed}.png": "from another form",
-        "d.png": "",
+        "d.png": "from, tags",
         "e.png": "",
     }
-    assert int((dataset.caption_source == CAPTION_NONE).sum()) == 2
+    assert int((dataset.caption_source == CAPTION_NONE).sum()) == 1
     tagged = opened(tmp_path, caption_extension=".tags")
-    assert [tagged.caption(row) for row in range(6) if tagged.names[row] == "d.png"] == ["from tags"]
+    assert [tagged.caption(row) for row in range(6) if tagged.names[row] == "d.png"] == ["from, tags"]
 
 
 def test_a_missing_caption_takes_the_folders_text_or_the_given_one(tmp_path):
