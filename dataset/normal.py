@@ -1,6 +1,6 @@
-"""The one form in which two tags are compared, whatever the spelling: underscores, escapes, case, width, blanks.
+r"""The one form in which two tags are compared, whatever the spelling: underscores, escapes, case, width, blanks.
 
-``White_Hair`` and ``white  hair`` are the same tag, ``kayoko \\(blue archive\\)`` and ``kayoko (blue archive)`` too. A
+``White_Hair`` and ``white  hair`` are the same tag, ``kayoko \(blue archive\)`` and ``kayoko (blue archive)`` too. A
 comparison never looks at parts of a word. What is written into a caption keeps its own spelling.
 """
 
