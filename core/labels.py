@@ -106,6 +106,19 @@ def fit_label(text: str, *, width_px: int, height_px: int, font_px: int) -> Labe
     return label
 
 
+@functools.lru_cache(maxsize=4096)
+def clip_label(text: str, *, width_px: int, max_lines: int, font_px: int) -> Label:
+    """Wrap a label at one font size; what is more than some lines is cut with an ellipsis."""
+    text = text if len(text) <= MAX_LABEL_CHARS else text[: MAX_LABEL_CHARS - 1] + "…"
+    label = _wrapped(text, width_px, font_px)
+    if len(label.lines) <= max_lines:
+        return label
+    *kept, last = label.lines[: max(1, max_lines)]
+    while last and label.font.getlength(last + "…") > width_px:
+        last = last[:-1]
+    return Label(lines=(*kept, last + "…"), font=label.font, line_px=label.line_px)
+
+
 def _wrapped(text: str, width_px: int, font_px: int) -> Label:
     font = font_for(text, font_px)
     return Label(lines=tuple(wrap(text, font, width_px)), font=font, line_px=math.ceil(font_px * 1.25))
