@@ -192,7 +192,7 @@ def decode(
     if output.ndim != 3 or output.shape[0] != 1:
         raise FormatError(f"the graph of {name} gave shape {list(output.shape)}; one picture gives [1, ., .]")
     rows = output[0]
-    layout = _layout(rows.shape, num_names)
+    layout = "selected" if _is_selected(rows) else _layout(rows.shape, num_names)
     if layout is None:
         raise FormatError(_no_layout(rows.shape, num_names, name))
     if layout == "selected":
@@ -247,6 +247,14 @@ def from_bytes(data: bytes) -> list[Found]:
     ]
 
 
+def _is_selected(rows: NDArray[np.float32]) -> bool:
+    """Whether rows are left, top, right, bottom, score, class: six columns, the last of whole numbers."""
+    if rows.shape[1] != 6:
+        return False
+    ordered = bool((rows[:, 2] >= rows[:, 0]).all() and (rows[:, 3] >= rows[:, 1]).all())
+    return ordered and bool((rows[:, 5] == np.rint(rows[:, 5])).all())
+
+
 def _layout(shape: tuple[int, ...], num_names: int) -> str | None:
     first, second = shape
     if num_names:
@@ -254,9 +262,7 @@ def _layout(shape: tuple[int, ...], num_names: int) -> str | None:
             return "v8"
         if second == 5 + num_names:
             return "v5"
-        if second == 4 + num_names:
-            return "v8 rows"
-        return "selected" if second == 6 else None
+        return "v8 rows" if second == 4 + num_names else None
     if 5 <= first < second:
         return "v8"
     return "v5" if 6 <= second < first else None

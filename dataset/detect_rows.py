@@ -88,6 +88,7 @@ def find_boxes(
     detector: Detector,
     *,
     least_score: float,
+    rows: Sequence[int] | None = None,
     index: Index | None = None,
     progress: Progress | None = None,
 ) -> Boxes:
@@ -97,6 +98,7 @@ def find_boxes(
         dataset: The pictures.
         detector: From :func:`detect.open_detector`.
         least_score: Boxes below are left out.
+        rows: Places of the pictures to look at; None for all.
         index: Where results are remembered.
         progress: Told after every picture; may cancel.
 
@@ -111,14 +113,15 @@ def find_boxes(
     way = Pass(
         kind=f"boxes:1:{detector.identity}", side_px=side_px, look=look, text=f"Looking for boxes with {detector.name}"
     )
-    rows: dict[int, list[Found]] = {}
-    for row, data in look_at(dataset, range(len(dataset)), way, index=index, progress=progress):
+    wanted = range(len(dataset)) if rows is None else rows
+    boxes: dict[int, list[Found]] = {}
+    for row, data in look_at(dataset, wanted, way, index=index, progress=progress):
         width_px, height_px = int(dataset.width_px[row]), int(dataset.height_px[row])
         found = [_scaled(item, width_px, height_px) for item in from_bytes(data)]
         if sure := [item for item in found if item.score >= max(least_score, LEAST_SCORE)]:
-            rows[row] = sure
-    origin = f"the detector {detector.name} ({detector.providers[0]}), {way.fresh} of {len(dataset)} pictures anew"
-    return Boxes(rows=rows, problems=tuple(way.problems), origin=origin)
+            boxes[row] = sure
+    origin = f"the detector {detector.name} ({detector.providers[0]}), {way.fresh} of {len(wanted)} pictures anew"
+    return Boxes(rows=boxes, problems=tuple(way.problems), origin=origin)
 
 
 def _scaled(item: Found, factor_x: float, factor_y: float) -> Found:

@@ -8,6 +8,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.params import Params, param
 from .buckets import BucketRule
+from .combine import only_used_subsets
 from .filter_query import parse_query
 from .filter_rows import Answer, Facts, Rows, TermCount, filter_rows
 from .table import Dataset
@@ -171,7 +172,7 @@ def split_stages(dataset: Dataset, params: SplitParams, facts: Facts | None = No
 
 
 def _part(dataset: Dataset, rows: Rows, note: str) -> Dataset:
-    return dataset.take(np.flatnonzero(rows).tolist(), note=note)
+    return only_used_subsets(dataset.take(np.flatnonzero(rows).tolist(), note=note))
 
 
 def _nothing(what: str, query: str, answer: Answer) -> InputError:

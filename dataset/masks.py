@@ -93,7 +93,7 @@ def with_masks(
         first = f" ({problems[0]})" if problems else ""
         where = {"alpha": "is transparent anywhere", "files": f"has a mask file {_where(dataset, folder)}"}
         raise InputError(
-            f"no picture {where.get(params.source, 'has a mask file or an alpha channel')}{first}; choose another source"
+            f"no picture {where.get(params.source, 'has a mask file or transparency')}{first}; choose another source"
         )
     masks = TextColumn.from_strings(found)
     note = f"masks for {counts['alpha'] + counts['files']} of {counted(len(dataset), 'picture')} ({params.source})"
