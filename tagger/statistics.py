@@ -1,0 +1,130 @@
+"""Core tags of each class as a table, a wildcard list for prompts, and a document of triggers and tags."""
+
+from dataclasses import dataclass
+
+from ..core.params import Params, param
+from ..dataset.table import Dataset
+from ..dataset.words import counted, printable
+from .steps._core import CLASS_CHOICES, CoreTag, classes_of, core_table
+from .steps.rename import renamed
+
+MAX_SHOWN_CLASSES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsParams(Params):
+    """How the tags are counted and shown."""
+
+    class_by: str = param("folder", doc="What makes pictures one class (one character)", choices=CLASS_CHOICES)
+    core_share: float = param(
+        0.35,
+        doc="A tag is a core tag where this share of the class's pictures with one person has it",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.05,
+    )
+    rows: int = param(40, doc="Tags shown per class", minimum=1, maximum=1000)
+    skip_reg: bool = param(True, doc="Leave regularisation pictures out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Texts about the tags of a data set.
+
+    Attributes:
+        report: Tag, count, share and verdict for each class.
+        wildcards: One line per class for a wildcard file: its first core tag and the others.
+        document: What to prompt: trigger, what is bound to it, what has to be said, renamed tags.
+        table: The numbers.
+    """
+
+    report: str
+    wildcards: str
+    document: str
+    table: tuple[CoreTag, ...]
+
+
+def statistics(dataset: Dataset, params: StatisticsParams) -> Statistics:
+    """Counts tags per class.
+
+    Source: core_tag.json and wildcard.txt of anime_screenshot_pipeline.
+    """
+    classes = classes_of(dataset, params.class_by, skip_reg=params.skip_reg)
+    table = core_table(dataset, classes, core_share=params.core_share)
+    by_class: dict[str, list[CoreTag]] = {}
+    for row in table:
+        by_class.setdefault(row.class_name, []).append(row)
+    pictures = {name: int((classes.of_row == number).sum()) for number, name in enumerate(classes.names)}
+    used = [name for name in classes.names if pictures[name]]
+    report = [f"{counted(len(used), 'class') if len(used) == 1 else f'{len(used)} classes'}, core from "
+              f"{params.core_share:.0%} of the pictures with one person"]  # fmt: skip
+    for name in used[:MAX_SHOWN_CLASSES]:
+        rows = by_class.get(name, [])
+        report.append(f"{printable(name)}: {counted(pictures[name], 'picture')}, {counted(len(rows), 'tag')}")
+        report += [_line(row) for row in rows[: params.rows]]
+        if len(rows) > params.rows:
+            report.append(f"    and {len(rows) - params.rows} rarer tags")
+    if len(used) > MAX_SHOWN_CLASSES:
+        report.append(f"and {len(used) - MAX_SHOWN_CLASSES} more classes")
+    return Statistics(
+        report="\n".join(report),
+        wildcards="\n".join(_wildcard(by_class.get(name, [])) for name in used),
+        document=_document(dataset, used, pictures, by_class, params),
+        table=tuple(table),
+    )
+
+
+def verdict(row: CoreTag) -> str:
+    """What the lists and the share say about a tag of a class."""
+    if row.kind == "people":
+        return "count of people: stays"
+    if row.trait is not None:
+        where = "core" if row.is_core else "rare"
+        what = {"body": "goes into the trigger", "worn": "worn: stays, unless it is always there"}[row.trait.kind]
+        return f"{where} trait ({row.trait.kind}): {what if row.is_core else 'stays'}"
+    if row.is_core:
+        return f"core {row.kind}: stays, to be prompted"
+    return row.kind
+
+
+def _line(row: CoreTag) -> str:
+    tag = printable(row.tag if len(row.tag) <= 36 else row.tag[:33] + "...")
+    return f"  {tag:<36} {row.captions:>7}  {row.share:>4.0%}  {verdict(row)}"
+
+
+def _wildcard(rows: list[CoreTag]) -> str:
+    triggers = [row.tag for row in rows if row.share >= 0.999 and row.kind == "other"][:1]
+    core = [row.tag for row in rows if row.is_core and row.tag not in triggers]
+    return ", ".join([*triggers, *core])
+
+
+def _document(
+    dataset: Dataset,
+    used: list[str],
+    pictures: dict[str, int],
+    by_class: dict[str, list[CoreTag]],
+    params: StatisticsParams,
+) -> str:
+    lines = ["# Tags for prompting"]
+    for name in used[:MAX_SHOWN_CLASSES]:
+        rows = by_class.get(name, [])
+        lines += ["", f"## {printable(name)} ({counted(pictures[name], 'picture')})"]
+        for title, kinds in (
+            ("always there", None),
+            ("clothes and things worn", ("outfit", "worn")),
+            ("traits still to be prompted", ("body",)),
+            ("pose and expression", ("pose", "expression")),
+            ("background", ("background",)),
+        ):
+            wanted = [
+                row
+                for row in rows
+                if (row.share >= 0.999 if kinds is None else row.kind in kinds and row.share < 0.999)
+            ][: params.rows]
+            if wanted:
+                lines.append(f"- {title}: " + ", ".join(f"{row.tag} ({row.captions})" for row in wanted))
+    names = renamed(dataset)
+    if names:
+        lines += ["", "## Renamed: prompt the new name"]
+        lines += [f"- {new} = {old}" for old, new in names.items()]
+    return "\n".join(lines) + "\n"
