@@ -58,7 +58,8 @@ class PicoDataset:
                     100,
                     1,
                     "0 puts the pictures without the concept into a regularisation folder, which takes half of the "
-                    "steps. Any other number puts them beside the concept's, which are shown so many times as often.",
+                    "steps. Any other number puts them beside the concept's, which are shown so many times as often (a "
+                    "style about half of it).",
                 ),
             }
         }

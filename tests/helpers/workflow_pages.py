@@ -202,10 +202,10 @@ SAMPLING = {"steps": 12, "cfg": 3.0}
 STRENGTH = 1.2
 """A LoRA of two minutes is put on a little stronger than it was trained."""
 NOTE = """## Quickstart
-A LoRA is trained from drawings, put on, compared and scored. Everything is built in: press **Run** and wait about three
+A LoRA is trained from drawings, put on, compared and scored. Everything is built in: press **Run** and wait about four
 minutes on a laptop's processor.
 
-1. **Draw Pico Data Set** draws 28 pictures of a character the model has never seen, and 64 without it.
+1. **Draw Pico Data Set** draws 28 pictures of a character the model has never seen, and 112 without it.
 2. **Train LoRA** learns it. Press Run again: the finished run comes back at once. Cancel keeps what was learned.
 3. **Apply LoRA** puts it on a model, like any LoRA loader.
 4. **XY Grid** compares the model without it, an early checkpoint and the last one.
@@ -226,9 +226,9 @@ def quickstart() -> Page:
         (330, 160),
         concept="kest",
         num_images=28,
-        num_reg_images=28,
+        num_reg_images=112,
         seed=0,
-        concept_repeats=6,
+        concept_repeats=10,
     )
     data = page.add(
         "AtelierOpenDataset", (40, 580), (330, 440), folder=drawn.out(0), reg_folder=drawn.out(1), keep_tokens=1
@@ -239,7 +239,7 @@ def quickstart() -> Page:
         "AtelierOptimizerAdamw",
         (430, 230),
         (330, 280),
-        lr_unet=3.5e-3,
+        lr_unet=4e-3,
         lr_text_encoder=3e-3,
         schedule="cosine",
         warmup_steps=20,

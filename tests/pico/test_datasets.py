@@ -85,3 +85,15 @@ def test_wrong_names_are_refused(call, tmp_path):
     with pytest.raises(AtelierError):
         call(tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("concept", "repeats"), [("kest", 7), ("tavi", 4)])
+def test_beside_the_others_a_style_is_shown_half_as_often(tmp_path, concept, repeats):
+    write_concept_dataset(tmp_path / "set", concept, num_images=3, num_reg_images=4, seed=1, concept_repeats=7)
+    dataset = open_folder(tmp_path / "set" / "img", DatasetParams())
+    assert {subset.folder.name: subset.repeats for subset in dataset.subsets} == {
+        f"{repeats}_{concept}": repeats,
+        "1_shapes": 1,
+    }
+    assert not dataset.is_reg.any()
+    assert len(dataset) == 7
