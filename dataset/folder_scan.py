@@ -1,5 +1,6 @@
 """Reading one folder of pictures: sizes, captions, what a site says; remembered as a whole while nothing changes."""
 
+import hashlib
 import json
 import math
 import os
@@ -338,32 +339,31 @@ def _packed(part: FolderPart, state: str) -> bytes:
         "forms": part.forms,
         "other_endings": part.other_endings,
     }
-    return b"".join(
+    body = b"".join(
         [json.dumps(head).encode("ascii"), b"\n", *(array.tobytes() for _, array in arrays), *encoded.values()]
     )
+    return hashlib.blake2b(body, digest_size=16).digest() + body
 
 
 def _remembered(row: bytes | None, state: str) -> FolderPart | None:
     """A part out of a row of the index; None when there is none or the folder changed since."""
     if row is None:
         return None
-    first, _, _ = row.partition(b"\n")
-    try:
-        head = json.loads(first)
-        if head["state"] != state:
-            return None
-        place = len(first) + 1
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, dtype, shape in head["arrays"]:
-            count = math.prod(shape)
-            arrays[name] = np.frombuffer(row, dtype=dtype, count=count, offset=place).reshape(shape)
-            place += arrays[name].nbytes
-        texts: dict[str, str] = {}
-        for name, length in head["texts"]:
-            texts[name] = row[place : place + length].decode("utf-8")
-            place += length
-    except (ValueError, KeyError, TypeError):  # a row of another kind of version: read the folder anew
+    if hashlib.blake2b(memoryview(row)[16:], digest_size=16).digest() != row[:16]:
         return None
+    place = row.index(b"\n", 16) + 1
+    head = json.loads(row[16:place])
+    if head["state"] != state:
+        return None
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, dtype, shape in head["arrays"]:
+        values = np.frombuffer(row, dtype=dtype, count=math.prod(shape), offset=place).reshape(shape)
+        arrays[name] = values.copy()  # a view would keep the whole row in memory
+        place += values.nbytes
+    texts: dict[str, str] = {}
+    for name, length in head["texts"]:
+        texts[name] = row[place : place + length].decode("utf-8")
+        place += length
     return FolderPart(
         names=TextColumn.from_strings(texts["names"].split("\0") if head["rows"] else []),
         numbers=arrays["numbers"],

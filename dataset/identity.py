@@ -7,9 +7,10 @@ from pathlib import Path
 from ..core.progress import Progress, SilentProgress
 from .columns import new_digest
 from .images import content_hash, is_picture_name
+from .metadata import METADATA_NAMES
 from .sidecars import CAPTION_EXTENSIONS
 from .table import Dataset, options_of
-from .walk import Guard, walk_folder
+from .walk import Guard, Listing, walk_folder
 
 _VERSION = b"atelier-content-1"
 _UPDATE_EVERY = 16
@@ -31,7 +32,7 @@ def fingerprint_folder(
     root = Path(os.path.abspath(folder))
     if not root.is_dir():
         return "missing"
-    endings = {*CAPTION_EXTENSIONS, caption_extension.lower()} - {""}
+    endings = {*CAPTION_EXTENSIONS, ".tags", ".jsonl", caption_extension.lower()} - {""}
     digest = new_digest()
 
     def note_refusal(path: str, reason: str) -> None:
@@ -40,13 +41,30 @@ def fingerprint_folder(
     digest.update(root.name.encode("utf-8", "surrogatepass"))
     for listing in walk_folder(root, guard=Guard(root, allowed), on_skip=note_refusal, recursive=True):
         digest.update(f"\0{listing.relative}/\0".encode())
+        stems: set[str] | None = None
         for entry in listing.files:
-            is_caption = os.path.splitext(entry.name)[1].lower() in endings
-            if is_caption or is_picture_name(entry.name):
+            ending = os.path.splitext(entry.name)[1].lower()
+            counts = ending in endings or is_picture_name(entry.name)
+            if ending == ".json" and not counts:
+                stems = _stems(listing) if stems is None else stems
+                counts = _is_metadata(entry.name, stems)
+            if counts:
                 digest.update(f"{entry.name}\0{entry.size_bytes}\0{entry.mtime_ns}\0".encode())
         for name in listing.folders:
             digest.update(name.encode("utf-8", "surrogatepass") + b"/\0")
     return digest.hexdigest()
+
+
+def _stems(listing: Listing) -> set[str]:
+    """Names of a folder's pictures with and without their ending."""
+    names = [entry.name for entry in listing.files if is_picture_name(entry.name)]
+    return {*names, *(os.path.splitext(name)[0] for name in names)}
+
+
+def _is_metadata(name: str, stems: set[str]) -> bool:
+    """Whether a JSON file says something about pictures of its folder."""
+    stem = os.path.splitext(name)[0]
+    return name in METADATA_NAMES or stem in stems or stem.removeprefix(".").removesuffix("_meta") in stems
 
 
 def content_fingerprint(dataset: Dataset, *, progress: Progress | None = None) -> str:

@@ -95,7 +95,8 @@ class Fitted(NamedTuple):
 
 def is_picture_name(name: str) -> bool:
     """Whether a file name ends like a picture's, in any spelling of case (``.Jpg``)."""
-    return os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS
+    place = name.rfind(".")  # asked of every file of a folder, so quicker than os.path.splitext
+    return place > 0 and name[place:].lower() in PICTURE_EXTENSIONS
 
 
 def read_header(path: Path | str, *, verify: bool = False) -> PictureHeader:

@@ -287,12 +287,14 @@ def _scanned(
     progress.status(f"Listing {plan.root.name}")
     scan = _Scan(skipped=list(plan.skipped), notes=list(plan.notes))
     listings: list[tuple[int, Listing]] = []
+    total = 0
     for number, planned in enumerate(plan.subsets):
-        before = sum(num_pictures(listing) for _, listing in listings) if plan.is_kohya else 0
-        listings += [(number, listing) for listing in _listings_of(plan, planned, scan, excluded, progress, allowed)]
-        if plan.is_kohya and sum(num_pictures(listing) for _, listing in listings) == before:
+        found = list(_listings_of(plan, planned, scan, excluded, progress, allowed))
+        count = sum(map(num_pictures, found))
+        total += count
+        listings += [(number, listing) for listing in found]
+        if plan.is_kohya and not count:
             scan.skip(_shown_prefix(plan.root, planned.subset.folder) or "./", "it holds no pictures")
-    total = sum(num_pictures(listing) for _, listing in listings)
     if not total and not any(is_picture_name(entry.path) for entry in scan.skipped):
         raise _no_pictures(plan.root, listings, scan)
     done = 0

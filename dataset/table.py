@@ -218,6 +218,18 @@ class Dataset:
         """Of dtype bool [pictures], whether a picture is for regularisation."""
         return np.array([subset.is_reg for subset in self.subsets], dtype=np.bool_)[self.subset_index]
 
+    def loss_weights(self, prior_weight: float = 1.0) -> NDArray[np.float64] | None:
+        """Factor on the loss of each picture, float64 [pictures]; None when all are 1.
+
+        Args:
+            prior_weight: The run's factor for regularisation pictures; their folder's own comes on top.
+        """
+        by_subset = [prior_weight * subset.prior_weight if subset.is_reg else 1.0 for subset in self.subsets]
+        weights = np.array(by_subset, dtype=np.float64)[self.subset_index]
+        if self.weights is not None:
+            weights = weights * self.weights
+        return None if bool((weights == 1.0).all()) else weights
+
     @property
     def nbytes(self) -> int:
         """Memory of the columns in bytes (shared or not), with an estimate for the vocabulary."""

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import FormatError, InputError, StorageError, unknown_name
 from ..core.files import storage_error
 from .captions import split_tags
+from .columns import new_digest
 from .folder_scan import ReadOptions
+from .identity import fingerprint_folder
 from .layout import MAX_REPEATS
 from .metadata import Metadata, read_metadata
 from .planned import Plan, PlannedSubset
@@ -130,6 +132,32 @@ def read_toml_plan(path: Path, params: "DatasetParams", *, allowed: Callable[[Pa
     notes += reader.notes()
     text = f"Read {path.name!r} as a kohya configuration of {len(planned)} subsets; options come from it."
     return Plan(root=path.parent, text=text, subsets=tuple(planned), notes=tuple(notes))
+
+
+def fingerprint_config(
+    path: Path, *, allowed: Callable[[Path], bool] | None = None, caption_extension: str = ""
+) -> str:
+    """Hash of a configuration file, and of names, sizes and times of what it names; no picture is opened.
+
+    Raises:
+        AtelierError: As :func:`read_toml_plan`.
+    """
+    from .scan import DatasetParams
+
+    plan = read_toml_plan(path, DatasetParams(), allowed=allowed)
+    parts = [path.read_text(encoding="utf-8-sig")]
+    for planned in plan.subsets:
+        parts.append(
+            fingerprint_folder(planned.subset.folder, allowed=allowed, caption_extension=planned.read.endings[0])
+        )
+        if planned.metadata is not None:
+            status = planned.metadata.path.stat()
+            parts.append(f"{status.st_size} {status.st_mtime_ns}")
+        if isinstance(planned.mask, Path):
+            parts.append(fingerprint_folder(planned.mask, allowed=allowed))
+    digest = new_digest()
+    digest.update("\0".join([*parts, caption_extension]).encode("utf-8"))
+    return digest.hexdigest()
 
 
 @dataclass

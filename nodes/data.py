@@ -9,14 +9,16 @@ from ..core.errors import AtelierError
 from ..dataset.identity import fingerprint_folder
 from ..dataset.scan import DatasetParams, open_folder
 from ..dataset.table import Dataset
+from ..dataset.toml_config import fingerprint_config
+from ._index import index_if_usable
 from .host import get_host
 from .widgets import ROOT_CATEGORY, params_from, text, widgets
 
 DATA_ROOTS = ("input", "datasets", "output", "extra")
 FOLDER_TOOLTIP = (
     "Folder with pictures and .txt captions, below the input, datasets or output folder (or one the owner has "
-    "allowed): kohya folders such as 10_name, or any folder of pictures. Edited files are seen at the next run when "
-    "the name is typed here, not when it comes over a wire."
+    "allowed): kohya folders such as 10_name, any folder of pictures, or a kohya .toml file. Edited files are "
+    "seen at the next run when the name is typed here, not when it comes over a wire."
 )
 
 
@@ -80,12 +82,14 @@ class OpenDataset:
     def open(self, folder: str, reg_folder: str, **values: Any) -> tuple[Dataset, str]:
         """Open the folder, and the regularisation folder beside it."""
         host = get_host()
+        progress = host.progress()
         dataset = open_folder(
             data_folder(folder),
             params_from(DatasetParams, values),
             reg_folder=data_folder(reg_folder) if reg_folder.strip() else None,
-            progress=host.progress(),
+            progress=progress,
             allowed=host.roots().contains,
+            index=index_if_usable(progress),
         )
         return dataset, dataset.summary()
 
@@ -97,9 +101,9 @@ def folder_state(name: str | None, caption_extension: str) -> str:
     if not name.strip():
         return "none"
     try:
-        return fingerprint_folder(
-            data_folder(name), allowed=get_host().roots().contains, caption_extension=caption_extension
-        )
+        place = data_folder(name)
+        state = fingerprint_config if place.suffix.lower() == ".toml" and place.is_file() else fingerprint_folder
+        return state(place, allowed=get_host().roots().contains, caption_extension=caption_extension)
     except AtelierError as refusal:
         return str(refusal)  # it comes again, as the error, when the node runs
 

@@ -16,6 +16,7 @@ from ..trainer.objectives._spec import find_objective
 from ..trainer.optimizers._spec import find_optimizer
 from ..trainer.run import RunRef
 from ..trainer.train import RunResult, continue_run, train_lora
+from ._index import index_if_usable
 from .host import get_host
 from .widgets import ROOT_CATEGORY, combo, number, params_from, socket, text, widgets
 
@@ -128,15 +129,17 @@ class TrainLora:
             blocks=blocks or "",
         )
         host = get_host()
+        progress = host.progress(job.params.steps)
         result = train_lora(
             job,
             output_dir=host.output_dir(),
             loras_dir=host.loras_dir(),
             cache_dir=host.cache_dir(),
             device=host.device(),
-            progress=host.progress(job.params.steps),
+            progress=progress,
             prompt=dict(prompt) if prompt else None,
             around=host.training,
+            index=index_if_usable(progress),
         )
         log.info("%s", result.report)
         return shown_result(result, trigger)
@@ -192,6 +195,7 @@ class ContinueTraining:
     ) -> dict[str, Any]:
         """Train on."""
         host = get_host()
+        progress = host.progress(extra_steps)
         result = continue_run(
             run,
             base=base,
@@ -201,12 +205,13 @@ class ContinueTraining:
             loras_dir=host.loras_dir(),
             cache_dir=host.cache_dir(),
             device=host.device(),
-            progress=host.progress(extra_steps),
+            progress=progress,
             prompt=dict(prompt) if prompt else None,
             optimizer=optimizer,
             run_name=run_name,
             mode=mode,
             around=host.training,
+            index=index_if_usable(progress),
         )
         log.info("%s", result.report)
         return shown_result(result, "")

@@ -2,21 +2,22 @@
 
 import contextlib
 import hashlib
-import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from ..core.errors import AtelierError, FormatError, StorageError, TrainingError
 from ..core.files import ensure_space, storage_error
+from ..core.index import Index
 from ..core.progress import Progress
 from ..core.store import Store
 from ..core.tensors import read_tensors, write_tensors
 from ..dataset.buckets import Bucket, BucketAssignment
+from ..dataset.headers import CONTENT_KIND, FILES_AT_ONCE, PictureFile, file_key
 from ..dataset.images import BadPicture, content_hash, fit_to_bucket, load_image, load_row
 from ..dataset.table import Dataset
 from ..families._base import Base, base_hash
@@ -27,13 +28,10 @@ IN_MEMORY_BYTES = 2 * 2**30
 LATENT_FACTOR = 8
 LATENT_CACHE_VERSION = 1
 REMEMBER_EVERY_FILES = 64
-LOCK_TIMEOUT_S = 30.0
+WHOLE_KIND = "whole:1"
+"""Content of pictures that were decoded to their end."""
+BASE_KIND = "sha256:1"
 
-_CREATE = "CREATE TABLE IF NOT EXISTS whole_files (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, hash TEXT)"
-_SELECT = "SELECT path, size, mtime, hash FROM whole_files"
-_INSERT = "INSERT OR REPLACE INTO whole_files VALUES (?, ?, ?, ?)"
-
-_Entry: TypeAlias = tuple[str, int, int, str]
 _Answer = TypeVar("_Answer")
 
 
@@ -52,13 +50,12 @@ class Contents(NamedTuple):
 class ContentIndex:
     """Remembers hashes of whole files by path, size and modification time, over runs and for several processes.
 
-    Where the database cannot be used (on some network shares), the hashes are made without it.
+    Where the index cannot be used (on some network shares), the hashes are made without it.
     """
 
-    def __init__(self, cache_dir: Path) -> None:
-        """Knows the place in ``cache_dir``; nothing is opened yet."""
-        self.path = cache_dir / "content_hashes.sqlite"
-        self._usable = True
+    def __init__(self, index: Index | None) -> None:
+        """Remembers in ``index``; None remembers nothing."""
+        self._index = index
 
     def contents(self, dataset: Dataset, progress: Progress) -> Contents:
         """Returns the content hash of every picture, and which ones cannot be decoded.
@@ -66,30 +63,39 @@ class ContentIndex:
         Only what is not known to be whole is read: new and changed files, and damaged ones, which may be readable
         tomorrow with another library.
         """
-        known = self._known(progress)
         found = Contents(hashes=[], damaged={})
-        fresh: list[_Entry] = []
+        for start in range(0, len(dataset), FILES_AT_ONCE):
+            rows = range(start, min(start + FILES_AT_ONCE, len(dataset)))
+            self._read(dataset, rows, found, progress)
+        return found
+
+    def _read(self, dataset: Dataset, rows: range, found: Contents, progress: Progress) -> None:
+        files = [
+            PictureFile(str(dataset.path(row)), int(dataset.size_bytes[row]), int(dataset.mtime_ns[row]))
+            for row in rows
+        ]
+        keys = [file_key(file) for file in files]
+        known = self._known(CONTENT_KIND, keys, progress)
+        whole = self._known(WHOLE_KIND, [digest or b"" for digest in known], progress)
+        fresh: list[tuple[bytes, bytes]] = []
         try:
-            for number in range(len(dataset)):
-                path = str(dataset.path(number))
-                facts = (path, int(dataset.size_bytes[number]), int(dataset.mtime_ns[number]))
-                value = known.get(facts)
+            for row, key, digest, is_whole in zip(rows, keys, known, whole, strict=True):
+                value = digest.hex() if digest is not None and is_whole is not None else None
                 if value is None:
-                    progress.update(number, len(dataset), "reading pictures")
+                    progress.update(row, len(dataset), "reading pictures")
                     try:
-                        value = content_hash(path)
-                        load_image(path)
-                        fresh.append((*facts, value))
+                        value = content_hash(dataset.path(row))
+                        load_image(dataset.path(row))
+                        fresh.append((key, bytes.fromhex(value)))
                     except BadPicture as damage:
                         value = ""
-                        found.damaged[number] = damage.reason
+                        found.damaged[row] = damage.reason
                 found.hashes.append(value)
                 if len(fresh) >= REMEMBER_EVERY_FILES:
                     self._remember(fresh, progress)
                     fresh = []
         finally:
             self._remember(fresh, progress)
-        return found
 
     def base_hash(self, base: Base, progress: Progress) -> str:
         """Returns the SHA-256 of a base model's file; only a new or changed file is read.
@@ -101,36 +107,44 @@ class ContentIndex:
             status = base.path.stat()
         except OSError as cause:
             raise storage_error("read", base.path, cause) from cause
-        facts = (str(base.path), status.st_size, status.st_mtime_ns)
-        value = self._known(progress).get(facts)
-        if value is None:
-            value = base_hash(base, progress)
-            self._remember([(*facts, value)], progress)
+        key = file_key(PictureFile(str(base.path), status.st_size, status.st_mtime_ns))
+        (known,) = self._known(BASE_KIND, [key], progress)
+        if known is not None:
+            return known.hex()
+        value = base_hash(base, progress)
+        self._asked(lambda index: index.put_many(BASE_KIND, [(key, bytes.fromhex(value))]), progress)
         return value
 
-    def _known(self, progress: Progress) -> dict[tuple[str, int, int], str]:
-        rows = self._asked(lambda database: database.execute(_SELECT).fetchall(), progress) or []
-        return {(str(path), int(size), int(mtime)): str(value) for path, size, mtime, value in rows}
+    def _known(self, kind: str, keys: Sequence[bytes], progress: Progress) -> Sequence[bytes | None]:
+        return self._asked(lambda index: index.get_many(kind, keys), progress) or [None] * len(keys)
 
-    def _remember(self, entries: Sequence[_Entry], progress: Progress) -> None:
-        if entries:
-            self._asked(lambda database: database.executemany(_INSERT, entries), progress)
+    def _remember(self, entries: Sequence[tuple[bytes, bytes]], progress: Progress) -> None:
+        self._asked(lambda index: index.put_many(CONTENT_KIND, entries), progress)
+        self._asked(lambda index: index.put_many(WHOLE_KIND, [(digest, b"1") for _, digest in entries]), progress)
 
-    def _asked(self, ask: Callable[[sqlite3.Connection], _Answer], progress: Progress) -> _Answer | None:
-        """Asks the database in a transaction of its own; None once it has failed, which is told."""
-        if not self._usable:
+    def _asked(self, ask: Callable[[Index], _Answer], progress: Progress) -> _Answer | None:
+        """Asks the index; None once it has failed, which is told."""
+        if self._index is None:
             return None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT_S)) as database, database:
-                database.execute(_CREATE)
-                return ask(database)
-        except (OSError, sqlite3.Error) as cause:
-            self._usable = False
-            progress.status(
-                f"{self.path} cannot be used ({cause}), so hashes are not remembered; if it is damaged, delete it."
-            )
+            return ask(self._index)
+        except StorageError as cause:
+            self._index = None
+            progress.status(f"Hashes are not remembered: {cause}")
             return None
+
+
+@contextlib.contextmanager
+def own_index(cache_dir: Path, progress: Progress) -> Iterator[Index | None]:
+    """An index in the cache folder, for a training that is given none; None where it cannot be used, which is told."""
+    try:
+        index = Index(cache_dir / "index.sqlite", status=progress.status)
+    except StorageError as cause:
+        progress.status(f"Hashes are not remembered: {cause}")
+        yield None
+        return
+    with index:
+        yield index
 
 
 def latent_key(

@@ -105,10 +105,8 @@ class Feed:
         self.dataset, self.buckets, self.batch_size, self.seed = dataset, buckets, batch_size, seed
         self.cache, self.texts, self.latent_scale, self.device = latents, texts, latent_scale, device
         self.batches_per_epoch = steps_per_epoch(dataset, buckets, batch_size)
-        is_reg = dataset.is_reg
-        self._image_weights = None
-        if bool(is_reg.any()) and prior_loss_weight != 1.0:
-            self._image_weights = [prior_loss_weight if reg else 1.0 for reg in is_reg.tolist()]
+        weights = dataset.loss_weights(prior_loss_weight)
+        self._image_weights = None if weights is None else weights.tolist()
         self._epoch: tuple[int, EpochBatches] | None = None
 
     def batch(self, index: int) -> Batch:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..dataset.columns import new_digest
 from ..dataset.table import Dataset, options_of
 from .config import NUMERICS_VERSION, hash_of, origins
 from .plan import Checked
@@ -21,6 +22,10 @@ def data_hash(dataset: Dataset, contents: Sequence[str]) -> str:
     for number, content in enumerate(contents):
         subset = int(dataset.subset_index[number])
         parts.extend((content, str(subset), dataset.caption(number)))
+    if any(column is not None for column in (dataset.crops, dataset.focus, dataset.weights, dataset.masks)):
+        digest = new_digest()
+        dataset.update_extras_digest(digest)
+        parts.append(digest.hexdigest())
     return hash_of(parts)
 
 

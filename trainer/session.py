@@ -11,6 +11,7 @@ import torch
 
 from ..core.errors import TrainingError
 from ..core.files import ensure_space
+from ..core.index import Index
 from ..core.progress import Progress
 from ..dataset.captions import caption_for, captions_vary
 from ..families._checkpointing import recompute_activations
@@ -37,12 +38,14 @@ class Places:
     Attributes:
         output_dir: runs go to ``atelier/runs`` below it.
         loras_dir: LoRAs are published to ``atelier/<run name>`` below it.
-        cache_dir: latents and content hashes.
+        cache_dir: latents.
+        index: remembers content hashes; None keeps an index of its own in ``cache_dir``.
     """
 
     output_dir: Path
     loras_dir: Path
     cache_dir: Path
+    index: Index | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

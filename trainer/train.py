@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 import torch
 
 from ..core.errors import InputError, TrainingError
+from ..core.index import Index
 from ..core.params import Choice, choice_from_json
 from ..core.progress import Progress, SilentProgress
 from ..dataset.table import Dataset
 from ..families._base import Base
 from ..networks._spec import networks
-from .caches import ContentIndex
+from .caches import ContentIndex, own_index
 from .checkpoints import Checkpoint, list_checkpoints, load_state
 from .config import Job, TrainParams
 from .manifest import data_hash, make_manifest
@@ -42,6 +43,7 @@ def train_lora(
     progress: Progress | None = None,
     prompt: Mapping[str, Any] | None = None,
     around: Around = contextlib.nullcontext,
+    index: Index | None = None,
 ) -> RunResult:
     """Trains a LoRA, or returns the finished run of the very same job.
 
@@ -52,19 +54,20 @@ def train_lora(
         job: what to train.
         output_dir: runs go to ``atelier/runs`` below it.
         loras_dir: LoRAs are published to ``atelier/<run name>`` below it.
-        cache_dir: latents and content hashes.
+        cache_dir: latents.
         device: where to train.
         progress: shows, and cancels.
         prompt: the graph the job comes from, kept in the manifest.
         around: entered only when there is something to train, once all that needs no model is checked; a host frees
             its own models in it.
+        index: remembers content hashes; by default an index of its own in ``cache_dir``.
 
     Raises:
         InputError: settings that do not fit; found before any work.
         StorageError: a folder cannot be written, or the disk is full.
         TrainingError: a value is not finite, nothing was learned, or the memory is not enough.
     """
-    places = Places(output_dir=Path(output_dir), loras_dir=Path(loras_dir), cache_dir=Path(cache_dir))
+    places = Places(output_dir=Path(output_dir), loras_dir=Path(loras_dir), cache_dir=Path(cache_dir), index=index)
     device = torch.device(device)
     with _own_torch_state(device):
         return _train_lora(job, places, device, progress or SilentProgress(), prompt, around, start=None)
@@ -86,6 +89,7 @@ def continue_run(
     run_name: str = "",
     mode: str = "resume",
     around: Around = contextlib.nullcontext,
+    index: Index | None = None,
 ) -> RunResult:
     """Trains a run further as a child run; the parent is only read.
 
@@ -106,6 +110,7 @@ def continue_run(
         run_name: name of the child; left empty it is made from the parent's name.
         mode: as in TrainParams.
         around: see ``train_lora``.
+        index: see there.
 
     Raises:
         InputError: the parent has no such checkpoint, or the base is another one.
@@ -117,11 +122,13 @@ def continue_run(
     parent = open_run(Path(run.folder))
     checkpoint = _checkpoint_at(parent, run.step)
     job = _child_job(parent, checkpoint, base, dataset, extra_steps, optimizer, run_name=run_name, mode=mode)
-    places = Places(output_dir=Path(output_dir), loras_dir=Path(loras_dir), cache_dir=Path(cache_dir))
+    places = Places(output_dir=Path(output_dir), loras_dir=Path(loras_dir), cache_dir=Path(cache_dir), index=index)
     device = torch.device(device)
     with _own_torch_state(device):
         progress = progress or SilentProgress()
-        if ContentIndex(places.cache_dir).base_hash(base, progress) != parent.manifest["base"]["sha256"]:
+        with _index_of(places, progress) as own:
+            base_sha256 = ContentIndex(own).base_hash(base, progress)
+        if base_sha256 != parent.manifest["base"]["sha256"]:
             raise InputError(
                 f"The run {parent.name} was trained on {parent.manifest['base']['name']}, and {base.name} is another "
                 "model: open the same base to continue."
@@ -133,6 +140,11 @@ def continue_run(
             same_optimizer=job.optimizer.name == parent.manifest["config"]["optimizer"]["name"],
         )
         return _train_lora(job, places, device, progress, prompt, around, start=start)
+
+
+def _index_of(places: Places, progress: Progress) -> contextlib.AbstractContextManager[Index | None]:
+    """The index that was given, which stays open, or one of its own."""
+    return own_index(places.cache_dir, progress) if places.index is None else contextlib.nullcontext(places.index)
 
 
 @contextlib.contextmanager
@@ -168,9 +180,10 @@ def _train_lora(
     check_writable(places.loras_dir, "loras")
     check_writable(places.cache_dir, "cache")
     progress.status("reading the base model and the pictures")
-    index = ContentIndex(places.cache_dir)
-    base_sha256 = index.base_hash(job.base, progress)
-    contents = index.contents(job.dataset, progress)
+    with _index_of(places, progress) as opened:
+        index = ContentIndex(opened)
+        base_sha256 = index.base_hash(job.base, progress)
+        contents = index.contents(job.dataset, progress)
     if contents.damaged:
         checked = _without_damaged(checked, contents.damaged, progress)
         job = checked.job

@@ -71,11 +71,11 @@ def test_edits_are_seen(host: FakeHost) -> None:
 def test_edits_of_captions_with_another_ending_are_seen(host: FakeHost) -> None:
     folder = make_folder(host)
     node = NODE_CLASS_MAPPINGS["AtelierOpenDataset"]
-    (folder / "0.tags").write_text("a", encoding="utf-8")
-    wanted = {"folder": "mine", "reg_folder": "", "caption_extension": ".Tags"}
+    (folder / "0.words").write_text("a", encoding="utf-8")
+    wanted = {"folder": "mine", "reg_folder": "", "caption_extension": ".Words"}
     before = node.IS_CHANGED(**wanted)
     usual = node.IS_CHANGED(folder="mine", reg_folder="")
-    (folder / "0.tags").write_text("a, b", encoding="utf-8")
+    (folder / "0.words").write_text("a, b", encoding="utf-8")
     assert node.IS_CHANGED(**wanted) != before
     assert node.IS_CHANGED(folder="mine", reg_folder="") == usual
 
@@ -92,6 +92,33 @@ def test_edits_behind_a_link_into_another_allowed_folder_are_seen(host: FakeHost
     assert len(open_folder("mine")[0]) == 4
     (elsewhere / "9.txt").write_text("new", encoding="utf-8")
     assert node.IS_CHANGED(folder="mine", reg_folder="") != before
+
+
+def test_edits_of_what_a_site_says_are_seen_and_other_files_are_not(host: FakeHost) -> None:
+    folder = make_folder(host)
+    node = NODE_CLASS_MAPPINGS["AtelierOpenDataset"]
+    states = [node.IS_CHANGED(folder="mine", reg_folder="")]
+    for name in ("0.png.json", "1.json", ".2_meta.json", "meta_cap.json", "1.tags"):
+        (folder / name).write_text("{}", encoding="utf-8")
+        states.append(node.IS_CHANGED(folder="mine", reg_folder=""))
+    (folder / "notes.json").write_text("{}", encoding="utf-8")
+    assert node.IS_CHANGED(folder="mine", reg_folder="") == states[-1]
+    assert len(set(states)) == 6
+
+
+def test_a_toml_file_is_opened_and_edits_of_what_it_names_are_seen(host: FakeHost) -> None:
+    folder = make_folder(host)
+    config = host.input_dir() / "set.toml"
+    config.write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'mine'\nnum_repeats = 2\n", encoding="utf-8")
+    node = NODE_CLASS_MAPPINGS["AtelierOpenDataset"]
+    dataset, report = open_folder("set.toml")
+    assert dataset.repeats.tolist() == [2, 2, 2]
+    assert "Read 'set.toml' as a kohya configuration" in report
+    before = node.IS_CHANGED(folder="set.toml", reg_folder="")
+    (folder / "0.txt").write_text("a, b, c", encoding="utf-8")
+    after = node.IS_CHANGED(folder="set.toml", reg_folder="")
+    config.write_text(config.read_text(encoding="utf-8") + "# edited\n", encoding="utf-8")
+    assert len({before, after, node.IS_CHANGED(folder="set.toml", reg_folder="")}) == 3
 
 
 def test_drawing_is_not_taken_for_an_edit(host: FakeHost) -> None:

@@ -11,6 +11,7 @@ from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from atelier_tests.helpers.training import open_pictures
 from lora_atelier.core.errors import StorageError, TrainingError
 from lora_atelier.core.files import sha256_file
+from lora_atelier.core.index import Index
 from lora_atelier.core.progress import Cancelled, SilentProgress
 from lora_atelier.dataset.buckets import BucketRule, assign_buckets
 from lora_atelier.dataset.table import Dataset
@@ -39,12 +40,16 @@ class FakeFamily:
         return mean, mean.abs() + 0.1
 
 
+def index_in(folder: Path) -> ContentIndex:
+    return ContentIndex(Index(folder / "index.sqlite"))
+
+
 def cache_of(folder: Path, dataset: Dataset, *, vae: str = "vae", contents: list[str] | None = None) -> LatentCache:
     return LatentCache(
         folder / "latents",
         dataset,
         buckets=assign_buckets(dataset, RULE),
-        contents=contents or ContentIndex(folder).contents(dataset, SilentProgress()).hashes,
+        contents=contents or index_in(folder).contents(dataset, SilentProgress()).hashes,
         vae_identity=vae,
         flips=[dataset.subset_of(number).flip for number in range(len(dataset))],
     )
@@ -123,33 +128,37 @@ def test_a_damaged_entry_is_removed_and_named(tmp_path: Path, dataset: Dataset) 
 def test_contents_are_read_once(tmp_path: Path, pictures: Path) -> None:
     folder = shutil.copytree(pictures, tmp_path / "mine")
     first, second = RecordingProgress(), RecordingProgress()
-    hashes = ContentIndex(tmp_path / "c").contents(open_pictures(folder), first).hashes
-    assert ContentIndex(tmp_path / "c").contents(open_pictures(folder), second).hashes == hashes
+    hashes = index_in(tmp_path / "c").contents(open_pictures(folder), first).hashes
+    assert index_in(tmp_path / "c").contents(open_pictures(folder), second).hashes == hashes
     assert len(first.updates) == 5
     assert second.updates == []
     shutil.copyfile(folder / "2_ring" / "01.png", folder / "2_ring" / "03.png")
-    changed = ContentIndex(tmp_path / "c").contents(open_pictures(folder), second).hashes
+    changed = index_in(tmp_path / "c").contents(open_pictures(folder), second).hashes
     assert changed[3] == hashes[1] != hashes[3]
 
 
 def test_an_index_that_cannot_be_used_is_told_and_done_without(tmp_path: Path, dataset: Dataset) -> None:
-    (tmp_path / "content_hashes.sqlite").write_bytes(b"no database" * 100)
     progress = RecordingProgress()
-    index = ContentIndex(tmp_path)
-    assert (
-        index.contents(dataset, progress).hashes
-        == ContentIndex(tmp_path / "good").contents(dataset, SilentProgress()).hashes
-    )
+    closed = Index(tmp_path / "index.sqlite")
+    index = ContentIndex(closed)
+    closed.close()
+    (tmp_path / "index.sqlite").unlink()
+    (tmp_path / "index.sqlite").mkdir()
+    expected = index_in(tmp_path / "good").contents(dataset, SilentProgress()).hashes
+    assert index.contents(dataset, progress).hashes == expected
+    assert ContentIndex(None).contents(dataset, progress).hashes == expected
     (line,) = progress.lines
-    assert "content_hashes.sqlite cannot be used" in line
-    assert "hashes are not remembered" in line
+    assert line.startswith("Hashes are not remembered: the index ")
+    with caches.own_index(tmp_path, progress) as own:
+        assert own is None
+    assert progress.lines[1].startswith("Hashes are not remembered: the index ")
 
 
 def test_cancel_while_reading_keeps_the_hashes(tmp_path: Path, dataset: Dataset) -> None:
     with pytest.raises(Cancelled):
-        ContentIndex(tmp_path).contents(dataset, CancelAfter(4))
+        index_in(tmp_path).contents(dataset, CancelAfter(4))
     progress = RecordingProgress()
-    ContentIndex(tmp_path).contents(dataset, progress)
+    index_in(tmp_path).contents(dataset, progress)
     assert [done for done, _, _ in progress.updates] == [3, 4]
 
 
@@ -159,9 +168,10 @@ def test_hashes_are_remembered_on_the_way(tmp_path: Path, dataset: Dataset, monk
 
     class Watcher(SilentProgress):
         def update(self, done: int, total: int, text: str = "") -> None:
-            seen.append(len(ContentIndex(tmp_path)._known(self)))
+            seen.append(index.count(caches.CONTENT_KIND))
 
-    ContentIndex(tmp_path).contents(dataset, Watcher())
+    index = Index(tmp_path / "index.sqlite")
+    ContentIndex(index).contents(dataset, Watcher())
     assert seen == [0, 0, 2, 2, 4]
 
 
@@ -169,8 +179,8 @@ def test_the_hash_of_a_base_outlasts_the_process(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = open_base(tiny_base, name="tiny")
-    expected = ContentIndex(tmp_path).base_hash(base, SilentProgress())
+    expected = index_in(tmp_path).base_hash(base, SilentProgress())
     assert expected == sha256_file(tiny_base)
-    monkeypatch.setattr(caches, "base_hash", lambda *_: "read again")
-    assert ContentIndex(tmp_path).base_hash(base, SilentProgress()) == expected
-    assert ContentIndex(tmp_path / "other").base_hash(base, SilentProgress()) == "read again"
+    monkeypatch.setattr(caches, "base_hash", lambda *_: "ab" * 32)
+    assert index_in(tmp_path).base_hash(base, SilentProgress()) == expected
+    assert index_in(tmp_path / "other").base_hash(base, SilentProgress()) == "ab" * 32
