@@ -56,6 +56,11 @@ def font_for(text: str, size_px: int) -> Font:
         text: What is to be drawn.
         size_px: Height of the font.
     """
+    return _font(font_path_for(text), size_px)
+
+
+def font_path_for(text: str) -> str | None:
+    """Return the file of the system font that :func:`font_for` takes for a text; None for Pillow's bundled one."""
     needed = sorted({char for char in text if not char.isspace()})
     best: str | None = None
     most = sum(_has(None, char) for char in needed)
@@ -66,7 +71,7 @@ def font_for(text: str, size_px: int) -> Font:
                 best, most = path, covered
             if most == len(needed):
                 break
-    return _font(best, size_px)
+    return best
 
 
 @functools.lru_cache(maxsize=128)

@@ -206,7 +206,7 @@ def doubled_tags(patient: Patient) -> Finding | None:
     column = patient.dataset.tags
     forms: dict[str, int] = {}
     table = np.array([forms.setdefault(form, len(forms)) for form in normals(column.vocabulary)], dtype=np.int32)
-    same = column.translated(table, tuple(forms)) if len(table) else column
+    same = column.translated(table, tuple(forms)).deduplicated()
     rows = np.flatnonzero(same.lengths < column.lengths)
     if not len(rows):
         return None

@@ -125,6 +125,15 @@ def test_each_check_alone_on_a_healthy_table(check: object, tmp_path: Path) -> N
     assert check.run(Patient(dataset=dataset, params=DoctorParams())) is None  # type: ignore[attr-defined]
 
 
+def test_a_tag_written_twice_alike(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a.png": "kayoko, hat, hat", "b.png": "kayoko, hat"})
+    patient = Patient(dataset=open_folder(tmp_path, DatasetParams()), params=DoctorParams())
+    (check,) = [check for check in TABLE_CHECKS if check.name == "doubled_tags"]
+    found = check.run(patient)
+    assert found is not None
+    assert found.examples == ("a.png",)
+
+
 def test_triggers_from_prefix_first_tag_and_given_words(tmp_path: Path) -> None:
     captions = {f"{n}.png": f"by kantoku, 1girl, {n}" for n in range(4)}
     captions["odd.png"] = "1girl, By_Kantoku"
