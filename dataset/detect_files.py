@@ -33,8 +33,9 @@ def boxes_from_files(dataset: Dataset, place: Path | None) -> Boxes:
 
     Args:
         dataset: The pictures.
-        place: A folder of files named as the pictures (``.txt`` or ``.json``, in the same sub-folders or in none), or
-            one JSON file for all; None looks beside the pictures for NAME.boxes.txt and NAME.boxes.json.
+        place: A folder of files named as the pictures (``.txt`` or ``.json``; in the same sub-folders, in one named as
+            the pictures' folder, or in none), or one JSON file for all; None looks beside the pictures for
+            NAME.boxes.txt and NAME.boxes.json.
 
     Raises:
         FormatError: The one file for all is not JSON or of no known kind.
@@ -121,7 +122,8 @@ def _box_file(dataset: Dataset, row: int, place: Path | None) -> Path | None:
         picture = dataset.subset_of(row).folder
         tried = [picture / (base + ending) for base in (stem, name) for ending in BESIDE]
     else:
-        bases = dict.fromkeys((stem, name, os.path.basename(stem), os.path.basename(name)))
+        own = dataset.subset_of(row).folder.name
+        bases = dict.fromkeys((f"{own}/{stem}", stem, name, os.path.basename(stem), os.path.basename(name)))
         tried = [place / (base + ending) for base in bases for ending in (".txt", ".json")]
     return next((path for path in tried if path.is_file()), None)
 

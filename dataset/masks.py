@@ -17,7 +17,7 @@ from ..core.params import Params, param
 from ..core.progress import Progress, SilentProgress
 from . import images
 from .columns import TextColumn
-from .images import BadPicture, is_picture_name, load_image, read_header
+from .images import BadPicture, load_image, read_header
 from .table import Dataset
 from .words import counted, printable
 
@@ -97,9 +97,11 @@ def with_masks(
         )
     masks = TextColumn.from_strings(found)
     note = f"masks for {counts['alpha'] + counts['files']} of {counted(len(dataset), 'picture')} ({params.source})"
+    shared = _shared(dataset, found)
     lines = [
         f"Masks: {counts['alpha']} from alpha, {counts['files']} from files ({counts['scaled']} of another size, "
         f"scaled), {len(dataset) - counts['alpha'] - counts['files']} of {counted(len(dataset), 'picture')} without.",
+        *shared,
         *(f"  ! {problem}" for problem in problems[:_MAX_LISTED]),
     ]
     if len(problems) > _MAX_LISTED:
@@ -189,6 +191,21 @@ def _mask_of(
     return ""
 
 
+def _shared(dataset: Dataset, masks: list[str]) -> list[str]:
+    """A warning where pictures of one name in several folders got the same mask file."""
+    users: dict[Path, set[Path]] = {}
+    for row, mask in enumerate(masks):
+        if mask not in ("", ALPHA):
+            users.setdefault(dataset.subset_of(row).folder / mask, set()).add(dataset.path(row))
+    twice = [path for path, pictures in users.items() if len(pictures) > 1]
+    if not twice:
+        return []
+    return [
+        f"  ! {counted(len(twice), 'mask file')} for several pictures of one name, such as {twice[0].name}; put them "
+        "into sub-folders named as the pictures' folders"
+    ]
+
+
 def _no_masks(dataset: Dataset, masks: list[str]) -> list[int]:
     """Rows of the pictures that are not themselves the mask of another, as when both lie in one folder."""
     used = {(dataset.subset_of(row).folder / mask) for row, mask in enumerate(masks) if mask not in ("", ALPHA)}
@@ -202,11 +219,10 @@ def _mask_file(dataset: Dataset, row: int, folder: Path | None) -> Path | None:
         own = dataset.subset_of(row).folder
         tried = [own / (stem + mark + ending) for mark in BESIDE for ending in ENDINGS]
     else:
-        bases = dict.fromkeys((stem, os.path.basename(stem)))
+        own_name = dataset.subset_of(row).folder.name
+        bases = dict.fromkeys((f"{own_name}/{stem}", stem, os.path.basename(stem)))
         marks = ("", *BESIDE)
         tried = [folder / (base + mark + ending) for base in bases for mark in marks for ending in ENDINGS]
-        if is_picture_name(name):
-            tried.insert(0, folder / name)
     return next((path for path in tried if path.is_file()), None)
 
 

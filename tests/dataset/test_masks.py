@@ -144,3 +144,16 @@ def test_a_mask_behind_a_link_out_of_the_roots_is_not_used(folder, tmp_path):
         allowed=lambda path: path.name != "b.png",
     )
     assert "b.png: its mask 'b.png' lies behind a link out of the allowed folders" in result.report
+
+
+def test_pictures_of_one_name_take_the_mask_of_their_own_folder(tmp_path):
+    for name in ("1_a", "1_b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", SIZE, (0, 0, 255)).save(tmp_path / "set" / name / "x.png")
+    mask_file(tmp_path / "masks" / "x.png")
+    shared = with_masks(opened(tmp_path / "set"), MaskParams(source="files"), folder=tmp_path / "masks")
+    assert "! 1 mask file for several pictures of one name, such as x.png; put them into sub-folders" in shared.report
+    mask_file(tmp_path / "masks" / "1_b" / "x.png")
+    own = with_masks(opened(tmp_path / "set"), MaskParams(source="files"), folder=tmp_path / "masks")
+    assert [own.dataset.mask(row).parent.name for row in range(2)] == ["masks", "1_b"]
+    assert "several pictures" not in own.report
