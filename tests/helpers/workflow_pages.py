@@ -199,8 +199,8 @@ def interface(
 
 PICO = "pico (built in)"
 SAMPLING = {"steps": 12, "cfg": 3.0}
-STRENGTH = 1.2
-"""A LoRA of two minutes is put on a little stronger than it was trained."""
+STRENGTH = 1.35
+"""A LoRA of two minutes is put on a third stronger than it was trained."""
 NOTE = """## Quickstart
 A LoRA is trained from drawings, put on, compared and scored. Everything is built in: press **Run** and wait about four
 minutes on a laptop's processor.
