@@ -203,7 +203,8 @@ def _adjective_groups(ids: Sequence[int], spelled: Sequence[str]) -> list[Group]
     found: dict[str, list[int]] = {}
     for tag in ids:
         words = _words(spelled[tag])
-        if len(words) >= 2 and words[0] not in _SMALL_WORDS and not words[0].isdigit() and len(words[0]) > 1:
+        numbered = any(word.isdigit() for word in (words[0], words[-1])) if words else True
+        if len(words) >= 2 and words[0] not in _SMALL_WORDS and not numbered and len(words[0]) > 1:
             found.setdefault(words[0], []).append(tag)
     known = {spelled[tag] for tag in ids}
     return [

@@ -14,7 +14,7 @@ from .buckets import Bucket
 from .cards import Card, Section, draw_cards
 from .doctor import shown_name
 from .thumbs import Shrunk, load_all_small
-from .tiers import UPSCALED, BucketRow, Fits
+from .tiers import UPSCALED, BucketRow, Fits, some_pictures
 from .words import counted
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def contact_sheet(dataset: "Dataset", params: ContactParams, *, progress: Progre
         params: How many, which, how large.
         progress: Told per picture; may cancel.
     """
+    some_pictures(dataset)
     rows = chosen_rows(dataset, params.pictures, params.order)
     small = load_all_small(
         [dataset.path(row) for row in rows],
@@ -116,6 +117,7 @@ def bucket_sheet(
         params: How many, how large; every bucket shows at least one picture as long as there is room.
         progress: Told per picture; may cancel.
     """
+    some_pictures(dataset)
     by_bucket = _rows_by_bucket(fits, params.pictures)
     rows = [row for _, chosen in by_bucket for row in chosen]
     small = iter(

@@ -17,7 +17,7 @@ from ..core.index import Index
 from ..core.params import param
 from ..core.progress import Progress, SilentProgress
 from .pixels import PixelFacts, examine_pixels
-from .tiers import IDEAL_FACTOR, BucketParams, Fits, fit_facts, measure
+from .tiers import IDEAL_FACTOR, BucketParams, Fits, fit_facts, measure, some_pictures
 from .triggers import ClassTriggers, class_triggers
 from .words import counted, printable
 
@@ -288,6 +288,7 @@ def examine(
     from .doctor_checks import TABLE_CHECKS
     from .doctor_files import HEADER_CHECKS, PIXEL_CHECKS
 
+    some_pictures(dataset)
     progress = progress or SilentProgress()
     patient = Patient(dataset=dataset, params=params, index=index, progress=progress)
     checks = [*TABLE_CHECKS, *HEADER_CHECKS, *(PIXEL_CHECKS if params.look_at_pixels else ())]

@@ -13,7 +13,7 @@ from .batches import effective_repeats, steps_per_epoch
 from .columns import CATEGORIES
 from .normal import normals
 from .table import CAPTION_FILE, CAPTION_FOLDER, CAPTION_NONE
-from .tiers import BucketParams, fit_facts, measure
+from .tiers import BucketParams, fit_facts, measure, some_pictures
 from .words import counted, printable
 
 if TYPE_CHECKING:
@@ -187,6 +187,7 @@ def profile_of(dataset: "Dataset", params: ProfileParams) -> Profile:
     Raises:
         InputError: The resolution does not fit the buckets, or there is no picture for training.
     """
+    some_pictures(dataset)
     train = ~dataset.is_reg
     fits = measure(dataset, params.rule())
     areas = dataset.width_px.astype(np.int64) * dataset.height_px

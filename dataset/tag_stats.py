@@ -40,7 +40,7 @@ class TagStats:
     def text(self) -> str:
         """The figures as text."""
         if not self.names:
-            return f"{counted(self.pictures, 'picture')} without a tag"
+            return "No picture has a tag."
         per = self.per_picture
         lines = [
             f"{counted(len(self.names), 'different tag')} on {counted(self.pictures, 'picture')}; per picture: mean "

@@ -5,7 +5,7 @@ shrunk and teaches clean detail.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -197,3 +197,42 @@ def tier_shares(fits: Fits, rows: NDArray[np.bool_] | None = None) -> str:
         f"{name} {count} ({fits.share(place, rows):.0%})"
         for place, (name, count) in enumerate(zip(TIERS, counts, strict=True))
     )
+
+
+def bucket_table(rows: Sequence[BucketRow]) -> list[list[str]]:
+    """The buckets as rows of texts, a header first."""
+    header = ["bucket px", "pictures", "per epoch", "batches", "last batch", "enlarged", "mean crop", "worst crop"]
+    return [
+        header,
+        *(
+            [
+                f"{row.size[0]} x {row.size[1]}",
+                str(row.pictures),
+                str(row.seen),
+                str(row.batches),
+                str(row.partial or "full"),
+                str(row.upscaled),
+                f"{row.mean_loss:.1%}",
+                f"{row.max_loss:.0%}",
+            ]
+            for row in rows
+        ),
+    ]
+
+
+def bucket_text(dataset: "Dataset", fits: Fits, rows: Sequence[BucketRow], params: BucketParams) -> str:
+    """The buckets as a table of text, with tiers and losses above."""
+    table = bucket_table(rows)
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([*fit_facts(dataset, fits, params), "", *lines])
+
+
+def some_pictures(dataset: "Dataset") -> None:
+    """Refuses an empty data set.
+
+    Raises:
+        InputError: It holds no picture.
+    """
+    if not len(dataset):
+        raise InputError("the data set holds no pictures; connect one that does (a filter may have kept none)")

@@ -39,7 +39,7 @@ def test_counts_and_co_occurrence(make: Maker) -> None:
     assert stats.together.tolist() == [[3, 1], [1, 1]]
     assert stats.per_picture.tolist() == [2, 2, 1, 0]
     assert "3 different tags on 4 pictures; per picture: mean 1.2, median 2, least 0, most 2" in stats.text()
-    assert "without a tag" in tag_stats(make("", folder="none"), top=5).text()
+    assert "No picture has a tag" in tag_stats(make("", folder="none"), top=5).text()
 
 
 def by_characters(texts: object) -> list[int]:
