@@ -110,9 +110,7 @@ def open_session(path: Path, *, threads: int | None = None) -> OnnxSession:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a provider could not be loaded is said in `fallback`
-            session = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=[*wanted, CPU_PROVIDER]
-            )
+            session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=[*wanted, CPU_PROVIDER])
     except _runtime_errors() as cause:
         raise FormatError(_not_a_graph(path, _first_line(cause), str(onnxruntime.__version__))) from cause
     return OnnxSession(session, fallback=_fallback(wanted, session.get_providers()))
@@ -122,7 +120,7 @@ def _fallback(wanted: Sequence[str], used: Sequence[str]) -> str:
     """What to say where a GPU was to be had and is not used: onnxruntime itself says nothing."""
     if wanted and not set(wanted) & set(used):
         return (
-            f"onnxruntime offers {wanted[0]} but could not load it and computes on the CPU, which is many times slower; "
+            f"onnxruntime offers {wanted[0]} but could not load it and computes on the CPU, many times slower; "
             "install the CUDA and cuDNN version it was built for (its page lists them)."
         )
     if not wanted and _torch_sees_cuda():

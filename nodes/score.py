@@ -10,7 +10,8 @@ from PIL import Image
 from ..core.files import write_json
 from ..evaluator.grid import GridRef
 from ..evaluator.score import score_grid
-from ..tagger.runner import PickParams, open_tagger, pick
+from ..tagger.picking import PickParams
+from ..tagger.runner import open_tagger, pick
 from ._changes import named_file_state
 from ._images import show_once, to_image
 from .host import PICO_NAME, get_host

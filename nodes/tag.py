@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..tagger.runner import PickParams, open_tagger, pick, tags_text
+from ..tagger.picking import PickParams, tags_text
+from ..tagger.runner import open_tagger, pick
 from ._changes import named_file_state
 from ._images import to_pil
-from .host import PICO_NAME, get_host
-from .widgets import ROOT_CATEGORY, combo, params_from, socket, widgets
+from ._taggers import refusal_of, tagger_combo, tagger_path
+from .host import get_host
+from .widgets import ROOT_CATEGORY, params_from, socket, widgets
 
 
 class TagImage:
@@ -31,11 +33,7 @@ class TagImage:
         return {
             "required": {
                 "image": socket("IMAGE", "The picture or pictures to tag."),
-                "tagger_name": combo(
-                    get_host().tagger_names(),
-                    "A folder with model.onnx and selected_tags.csv below the taggers model folder, or "
-                    f"'{PICO_NAME}', the tagger of the tiny model.",
-                ),
+                "tagger_name": tagger_combo(),
                 **widgets(PickParams),
             }
         }
@@ -45,11 +43,16 @@ class TagImage:
         """A tagger written anew is seen."""
         return named_file_state(get_host().tagger_path, tagger_name)
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, tagger_name: str | None = None) -> bool | str:
+        """A tagger this machine lacks is answered with the files that go where."""
+        return refusal_of(tagger_name)
+
     def tag(self, image: Any, tagger_name: str, **values: Any) -> dict[str, Any]:
         """Tag each picture of the batch."""
         host = get_host()
         params = params_from(PickParams, values)
-        tagger = open_tagger(host.tagger_path(tagger_name))
+        tagger = open_tagger(tagger_path(tagger_name))
         scored = tagger.tag_images(map(to_pil, image), host.progress(len(image)), total=len(image))
         lines = [tags_text(pick(scores, params)) for scores in scored]
         return {"ui": {"text": lines}, "result": ("\n".join(lines),)}

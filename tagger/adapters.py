@@ -78,15 +78,15 @@ def find_files(path: Path, shape: tuple[int | None, ...], graph: Path, *, adapte
     return _chosen(graph, shape, known)
 
 
-def files_wanted(folder: Path, name: str = "") -> str:
+def files_wanted(folder: Path | str, name: str = "") -> str:
     """Which files go into a tagger's folder, as the end of a message.
 
     Args:
-        folder: Where they go.
+        folder: Where they go, as a path or in words.
         name: The tagger's name, by which its kind may be known.
     """
     specs = adapters()
-    guess = next((spec for spec in specs.values() if _named(spec, name or folder.name)), specs["wd14"])
+    guess = next((spec for spec in specs.values() if _named(spec, name or Path(folder).name)), specs["wd14"])
     kinds = "; ".join(
         f"{spec.table_names[0]} for {spec.name}" for spec in specs.values() if spec is not guess
     )  # the graph is model.onnx nearly everywhere
@@ -102,6 +102,8 @@ def _chosen(graph: Path, shape: tuple[int | None, ...], known: Mapping[str, Tagg
     with_table = [(spec, table) for spec in known.values() if (table := _table_or_none(graph, spec)) is not None]
     if not with_table:
         raise StorageError(f"The tag table of {graph.name} is not in {graph.parent}; {files_wanted(graph.parent)}")
+    name = f"{graph.parent.name}/{graph.name}"
+    with_table.sort(key=lambda pair: 0 if _named(pair[0], name) else 1 if not pair[0].hints else 2)
     fitting = [(spec, table) for spec, table in with_table if spec.layout in layouts]
     if not fitting:
         spec, table = with_table[0]
@@ -110,9 +112,7 @@ def _chosen(graph: Path, shape: tuple[int | None, ...], known: Mapping[str, Tagg
             f"{table.name} lies beside it) takes them in the order {spec.layout} with 3 channels; take the graph that "
             f"belongs to the table, or describe it in {DESCRIPTION_FILE}."
         )
-    named = [pair for pair in fitting if _named(pair[0], f"{graph.parent.name}/{graph.name}")]
-    unnamed = [pair for pair in fitting if not pair[0].hints]
-    spec, table = (named or unnamed or fitting)[0]
+    spec, table = fitting[0]
     return TaggerFiles(graph=graph, table=table, spec=spec)
 
 

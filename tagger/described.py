@@ -3,10 +3,10 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..core.errors import FormatError, StorageError, unknown_name
-from .taggers._spec import TaggerSpec
+from .taggers._spec import Pad, TaggerSpec
 
 DESCRIPTION_FILE = "atelier_tagger.json"
 """Holds the ten facts of a tagger; what is left out is as in `DEFAULTS`."""
@@ -38,7 +38,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "channels": ("RGB", "BGR"),
     "resample": ("bicubic", "bilinear", "lanczos", "box"),
 }
-_PADS = ("white", "black", "mean", "edge", "none")
+_PADS: tuple[Literal["white", "black", "mean", "edge", "none"], ...] = ("white", "black", "mean", "edge", "none")
 
 
 def read_description(path: Path) -> TaggerSpec:
@@ -61,7 +61,7 @@ def read_description(path: Path) -> TaggerSpec:
             raise unknown_name(f"key of {path.name}", str(key), DEFAULTS)
     facts = {**DEFAULTS, **data}
     for key, words in _WORDS.items():
-        _demand(path, key, facts, lambda value, words=words: value in words, " or ".join(words))
+        _demand(path, key, facts, words.__contains__, " or ".join(words))
     _demand(path, "pad", facts, _is_pad, f"one of {', '.join(_PADS)} or a colour such as [124, 116, 104]")
     for key in ("mean", "deviation"):
         _demand(path, key, facts, _is_three_numbers, "three numbers")
@@ -83,7 +83,6 @@ def read_description(path: Path) -> TaggerSpec:
 
 def _spec(facts: Mapping[str, Any], path: Path) -> TaggerSpec:
     output = facts["output"]
-    pad = facts["pad"]
     return TaggerSpec(
         name=facts["name"],
         summary=f"Described by {path.name}.",
@@ -95,7 +94,7 @@ def _spec(facts: Mapping[str, Any], path: Path) -> TaggerSpec:
         mean=_three(facts["mean"]),
         deviation=_three(facts["deviation"]),
         size_px=facts["size_px"],
-        pad=pad if isinstance(pad, str) else (int(pad[0]), int(pad[1]), int(pad[2])),
+        pad=_pad(facts["pad"]),
         fit_first=facts["fit_first"],
         resample=facts["resample"],
         output=output if isinstance(output, int) else 0,
@@ -108,6 +107,12 @@ def _spec(facts: Mapping[str, Any], path: Path) -> TaggerSpec:
         argmax=tuple(map(str, facts["argmax"])),
         default_thresholds={key: float(value) for key, value in facts["thresholds"].items()},
     )
+
+
+def _pad(value: Any) -> Pad:
+    if isinstance(value, str):
+        return next(word for word in _PADS if word == value)
+    return int(value[0]), int(value[1]), int(value[2])
 
 
 def _three(values: Any) -> tuple[float, float, float]:

@@ -72,7 +72,8 @@ def calibrated(scores: NDArray[np.float32], limits: NDArray[np.float32]) -> NDAr
     odds = np.log(np.clip(scores, _EDGE, 1 - _EDGE).astype(np.float64))
     odds -= np.log1p(-np.clip(scores, _EDGE, 1 - _EDGE).astype(np.float64))
     limit = np.clip(limits, _EDGE, 1 - _EDGE).astype(np.float64)
-    return (1.0 / (1.0 + np.exp(-(odds - np.log(limit) + np.log1p(-limit))))).astype(np.float32)
+    shifted: NDArray[np.float32] = (1.0 / (1.0 + np.exp(-(odds - np.log(limit) + np.log1p(-limit))))).astype(np.float32)
+    return shifted
 
 
 def combine(members: Sequence[Member], how: str) -> tuple[SparseScores, Vocabulary]:
@@ -119,9 +120,7 @@ def combine(members: Sequence[Member], how: str) -> tuple[SparseScores, Vocabula
     return _table(key // size, ids, value.astype(np.float32), len(members[0].scores)), vocabulary
 
 
-def _table(
-    rows: NDArray[np.int64], ids: NDArray[np.int32], values: NDArray[np.float32], num_rows: int
-) -> SparseScores:
+def _table(rows: NDArray[np.int64], ids: NDArray[np.int32], values: NDArray[np.float32], num_rows: int) -> SparseScores:
     kept = values >= np.float32(FLOOR)
     lengths = np.bincount(rows[kept], minlength=num_rows).astype(np.int64)
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])

@@ -81,7 +81,7 @@ def with_tagger_tags(column: TagColumn, tags: Tags, params: PickParams, mode: st
     categories = _categories(column, tags.vocabulary)
     canonical = _canonical(column.vocabulary)
     table = np.full(len(names), -1, dtype=np.int32)
-    table[used] = [column.id_of(names[place]) for place in used.tolist()]
+    table[used] = np.array([column.id_of(names[place]) for place in used.tolist()], dtype=np.int32)
     rows = np.repeat(tags.rows, np.diff(tags.picked.offsets))
     ids, values = table[tags.picked.ids], tags.picked.values
     once = _first_of_each(rows * len(column.vocabulary) + canonical[ids])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..core.errors import InputError
 from ..core.params import Params, param
 from ..core.progress import Progress, SilentProgress
-from ..dataset.normal import normal, normals, nearest_tags
+from ..dataset.normal import nearest_tags, normal, normals
 from .labels import written
 from .scores import SparseScores, Vocabulary
 
@@ -158,7 +158,9 @@ def pick_rows(
     parts = []
     for first in range(0, max(len(scores), 1), _ROWS_AT_ONCE):
         progress.check()
-        parts.append(_pick_part(scores.part(first, min(first + _ROWS_AT_ONCE, len(scores))), limits, vocabulary, params))
+        parts.append(
+            _pick_part(scores.part(first, min(first + _ROWS_AT_ONCE, len(scores))), limits, vocabulary, params)
+        )
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     return Picked(
         offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)]),
@@ -219,9 +221,7 @@ def mcut_thresholds(
 
 
 # parts ---------------------------------------------------------------------------------------------------------
-def _pick_part(
-    scores: SparseScores, limits: NDArray[np.float32], vocabulary: Vocabulary, params: PickParams
-) -> Picked:
+def _pick_part(scores: SparseScores, limits: NDArray[np.float32], vocabulary: Vocabulary, params: PickParams) -> Picked:
     rows, ids, values = scores.rows(), scores.ids, scores.values
     keep = values >= limits[ids]
     if params.mcut:
@@ -249,7 +249,7 @@ def _pick_part(
 
 
 def _limits(vocabulary: Vocabulary, params: PickParams) -> NDArray[np.float32]:
-    """Threshold of every tag; infinite for those never kept and for argmax categories, which have a way of their own."""
+    """Threshold of every tag; infinite for those never kept and for argmax categories, which go another way."""
     entries = {normal(name): value for name, value in threshold_entries(params.thresholds).items()}
     by_category = {word: entries[normal(word)] for word in set(vocabulary.categories) if normal(word) in entries}
     if params.character_threshold:

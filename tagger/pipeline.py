@@ -29,7 +29,7 @@ from ..dataset.table import Dataset
 from ..dataset.words import printable
 from .contents import known_contents, read_content, remember
 from .scores import SparseScores, Vocabulary, sparse_of
-from .store import ScoreStore, Scorer, merged, picture_key
+from .store import Scorer, ScoreStore, merged, picture_key
 
 FLUSH_PICTURES = 64
 """Pictures per transaction: so many at most are scored a second time after a kill, and those in the workers."""
@@ -241,14 +241,16 @@ class _Run:
                         groups.append(group)
                     if not groups:
                         break
-                    for job in self._jobs_of(self._identified(groups.popleft())):
+                    for pictures_of_job in self._jobs_of(self._identified(groups.popleft())):
                         self._await(self.workers + 1)
-                        self._jobs.add(pool.submit(self._score, job))
+                        self._jobs.add(pool.submit(self._score, pictures_of_job))
                 while self._jobs:
                     self._await(len(self._jobs) - 1)
             finally:
-                for future in [*self._jobs, *(hashing for group in groups for _, hashing in group if hashing)]:
-                    future.cancel()
+                for job in self._jobs:
+                    job.cancel()
+                for hashing in (hashing for group in groups for _, hashing in group if hashing is not None):
+                    hashing.cancel()
                 wait(self._jobs)
                 self._collect({job for job in self._jobs if not job.cancelled() and job.exception() is None})
                 self._flush()
@@ -263,7 +265,9 @@ class _Run:
     ) -> list[tuple[_Picture, "Future[tuple[bytes, bytes]] | None"]]:
         """The next pictures, those never read before being hashed already."""
         group = list(itertools.islice(pictures, _GROUP))
-        return [(picture, pool.submit(read_content, picture.path) if picture.key is None else None) for picture in group]
+        return [
+            (picture, pool.submit(read_content, picture.path) if picture.key is None else None) for picture in group
+        ]
 
     def _identified(self, group: Sequence[tuple[_Picture, "Future[tuple[bytes, bytes]] | None"]]) -> list[_Picture]:
         """The pictures of a group that have to be scored: not those whose content the store or this run knows."""

@@ -156,8 +156,8 @@ class Tagger:
         """What runs where, for a report: kind, size, batches, provider, and why not the GPU where that is so."""
         batches = "any batch" if self.is_batched else f"batches of {self._batch_size}"
         line = (
-            f"{self.name}: {self.spec.name}, {len(self.scored)} tags, {self.width_px} x {self.height_px} px, {batches}, "
-            f"on {', '.join(self.providers)}"
+            f"{self.name}: {self.spec.name}, {len(self.scored)} tags, {self.width_px} x {self.height_px} px, "
+            f"{batches}, on {', '.join(self.providers)}"
         )
         return f"{line}\n! {self._session.fallback}" if self._session.fallback else line
 
@@ -283,7 +283,13 @@ def open_tagger(path: Path, *, adapter: str = AUTO, threads: int | None = None) 
     """
     graph = find_graph(path)
     beside = sorted(file for file in graph.parent.iterdir() if file.suffix.lower() in (".csv", ".json", ".txt"))
-    key = (adapter, threads, str(graph), *_stamp(graph), *(fact for file in beside for fact in (file.name, *_stamp(file))))
+    key = (
+        adapter,
+        threads,
+        str(graph),
+        *_stamp(graph),
+        *(fact for file in beside for fact in (file.name, *_stamp(file))),
+    )
     if key not in _OPEN:
         _OPEN.clear()  # one model at a time: a large tagger holds more than a gigabyte
         session = open_session(graph, threads=threads)

@@ -20,6 +20,7 @@ class Vocabulary:
         thresholds: The model's own threshold per category.
         tag_thresholds: The model's own threshold of single tags, by place.
         argmax: Categories of which only the strongest tag counts.
+        bounded: The scores lie in 0..1; False for features, of which all are kept.
     """
 
     names: tuple[str, ...]
@@ -27,6 +28,7 @@ class Vocabulary:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     tag_thresholds: Mapping[int, float] = field(default_factory=dict)
     argmax: tuple[str, ...] = ("rating",)
+    bounded: bool = True
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,6 +112,8 @@ def sparse_of(values: NDArray[np.float32], vocabulary: Vocabulary) -> tuple[NDAr
     Returns:
         Ids, ascending int32, and their scores, float32.
     """
+    if not vocabulary.bounded:
+        return np.arange(len(values), dtype=np.int32), values
     kept = values >= np.float32(FLOOR)
     for places in _argmax_places(vocabulary):
         kept[places[np.argmax(values[places])]] = True

@@ -60,6 +60,7 @@ class ScoreStore:
         self.kind = f"scores:{scorer.identity}:{scorer.preparation}"
         self._index = index
         self._size = len(scorer.scored)
+        self._highest = 1.0 if scorer.scored.bounded else np.inf
         self._record = _SMALL if self._size <= SMALL_VOCABULARY else _LARGE
 
     def get(self, keys: Sequence[bytes | None]) -> tuple[SparseScores, NDArray[np.bool_]]:
@@ -108,7 +109,8 @@ class ScoreStore:
         lengths = np.array([len(blob) // width for blob in good], dtype=np.int64)
         ids, values = records["id"].astype(np.int32), records["score"].astype(np.float32)
         table = SparseScores(offsets=_offsets(lengths), ids=ids, values=values)
-        wrong = (ids < 0) | (ids >= self._size) | ~((values >= 0.0) & (values <= 1.0))
+        lowest = 0.0 if self._highest == 1.0 else -np.inf
+        wrong = (ids < 0) | (ids >= self._size) | ~((values >= lowest) & (values <= self._highest))
         wrong[1:] |= (np.diff(ids) <= 0) & ~_first_of_row(table)[1:]
         if not bool(wrong.any()):
             return table, found

@@ -16,7 +16,8 @@ CHARACTERS_FILE = "tags-character.txt"
 THRESHOLDS_FILE = "thresholds.csv"
 """Thresholds per category beside a tag table, columns ``category`` and ``threshold``."""
 CATEGORY_WORDS = frozenset(
-    "general character copyright artist meta species rating quality model style year lore invalid contributor".split()
+    ["general", "character", "copyright", "artist", "meta", "species", "rating", "quality"]
+    + ["model", "style", "year", "lore", "invalid", "contributor"]
 )
 """Category words that tables use in place of numbers."""
 _RATING_PREFIX = "rating:"

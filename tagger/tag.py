@@ -87,9 +87,7 @@ def tag_dataset(
         FormatError: The graph failed.
         StorageError: The index cannot be used.
     """
-    scored = score_dataset(
-        dataset, tagger, index, rows=rows_for(dataset, mode), progress=progress, workers=workers
-    )
+    scored = score_dataset(dataset, tagger, index, rows=rows_for(dataset, mode), progress=progress, workers=workers)
     return _tagged(
         dataset, scored.rows, scored.scores, scored.vocabulary, scored.failed, params, mode,
         title=tagger.name, lines=scored.lines(dataset), progress=progress,
@@ -165,4 +163,3 @@ def _tagged(
         dataset, after, title=f"{title}, {mode}", rules=rules, unmatched=unmatched_entries(vocabulary, params)
     )
     return TagResult(dataset=after, diff=diff, lines=tuple(lines))
-

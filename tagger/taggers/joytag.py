@@ -5,7 +5,7 @@ from ._spec import TaggerSpec
 TAGGER = TaggerSpec(
     name="JoyTag",
     summary="fancyfeast's JoyTag: model.onnx with top_tags.txt, one tag a line, without categories.",
-    source="fancyfeast/joytag (Models.py and its card: white square, bicubic, CLIP's mean and deviation, threshold 0.4)",
+    source="fancyfeast/joytag (Models.py, its card: white square, bicubic, CLIP's mean and deviation, threshold 0.4)",
     layout="NCHW",
     channels="RGB",
     scale=1.0,

@@ -18,7 +18,12 @@ TAGGER = TaggerSpec(
     table_names=("config.json", "tags.json"),
     categories={"style": "artist"},
     default_thresholds={
-        "general": 0.17, "artist": 0.15, "copyright": 0.24, "character": 0.27, "meta": 0.17, "rating": 0.41,
+        "general": 0.17,
+        "artist": 0.15,
+        "copyright": 0.24,
+        "character": 0.27,
+        "meta": 0.17,
+        "rating": 0.41,
     },  # fmt: skip
     hints=("pixai",),
 )

@@ -54,7 +54,9 @@ def test_single_batch_and_store_give_the_same_scores(tmp_path, make_dataset, ind
     again = score_dataset(dataset, tagger, index)
     assert (first.inferred, first.from_store, again.inferred, again.from_store) == (11, 0, 0, 11)
     one_by_one = np.stack([tagger.tag_image(Image.open(dataset.path(row))).values for row in range(11)])
-    together = np.stack([scores.values for scores in tagger.tag_images([Image.open(dataset.path(r)) for r in range(11)])])
+    together = np.stack(
+        [scores.values for scores in tagger.tag_images([Image.open(dataset.path(r)) for r in range(11)])]
+    )
     np.testing.assert_allclose(one_by_one, together, atol=1e-6)
     expected = np.where(one_by_one >= FLOOR, one_by_one, 0.0)
     for scored in (first, again):

@@ -16,8 +16,8 @@ from lora_atelier.tagger import prepare as prepare_module
 from lora_atelier.tagger import runner, taggers
 from lora_atelier.tagger.labels import KAOMOJI, compared, written
 from lora_atelier.tagger.prepare import flatten, pad_square, prepare
-from lora_atelier.tagger.tables import CATEGORY_WORDS
 from lora_atelier.tagger.runner import PickParams, Tag, open_tagger, pick, tags_text
+from lora_atelier.tagger.tables import CATEGORY_WORDS
 from lora_atelier.tagger.taggers.wd14 import TAGGER
 
 
