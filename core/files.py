@@ -60,7 +60,7 @@ def storage_error(action: str, path: Path, cause: OSError) -> StorageError:
 
 
 @contextlib.contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, *, durable: bool = True) -> Iterator[Path]:
     """Gives a temporary sibling to write to, and puts it in the target's place when the block succeeds.
 
     The sibling's name starts with a dot and ends with ``.tmp`` (give Pillow its ``format=``). On success the file
@@ -70,6 +70,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     Args:
         target: The final path.
+        durable: Waits until the disk has it. Without, a power cut may lose the new content, never leave half of it;
+            for thousands of small files of which a copy lies elsewhere.
 
     Raises:
         StorageError: The disk is full, read-only, or the target is held open by another program.
@@ -82,9 +84,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise storage_error("make the folder", target.parent, cause) from cause
     try:
         yield temporary
-        _sync_tree(temporary)
+        if durable:
+            _sync_tree(temporary)
         _replace(temporary, target)
-        _sync_folder(target.parent)
+        if durable:
+            _sync_folder(target.parent)
     except OSError as cause:
         if cause.errno in _DISK_REASONS and cause.filename in (None, str(temporary), temporary):
             raise storage_error("write", target, cause) from cause

@@ -15,6 +15,7 @@ from .columns import CATEGORIES
 from .sidecars import BadCaption, decoded_text
 from .table import RATINGS
 
+OWN_MARK = "lora-atelier"
 MAX_JSON_BYTES = 4 * 1024 * 1024
 """A post's metadata has some kilobytes; a larger file is something else."""
 
@@ -115,6 +116,9 @@ def record_of(data: Any) -> SiteRecord | None:
     if not found:
         return None
     ordered = sorted(found.items(), key=lambda item: _ORDER.index(item[1]))
+    if data.get("written_by") == OWN_MARK and isinstance(data.get("caption"), str):
+        places = {_clean(tag): place for place, tag in enumerate(_names(data["caption"], is_caption=True))}
+        ordered.sort(key=lambda item: places.get(item[0], len(places)))
     return SiteRecord(
         form=_form_of(data, site),
         tags=tuple(tag for tag, _ in ordered),
@@ -183,7 +187,7 @@ def _site_of(data: Mapping[str, Any]) -> str:
 
 
 def _form_of(data: Mapping[str, Any], site: str) -> str:
-    if data.get("written_by") == "lora-atelier":
+    if data.get("written_by") == OWN_MARK:
         return "JSON of this pack"
     if isinstance(data.get("tags"), dict) and all(isinstance(value, (int, float)) for value in data["tags"].values()):
         return "waifuc JSON"

@@ -303,7 +303,7 @@ class Dataset:
         if len(wrong):
             row = int(wrong[0])
             raise InputError(
-                f"the crop {tuple(crops[row].tolist())} does not lie in {printable(self._shown(row))}, which is "
+                f"the crop {tuple(crops[row].tolist())} does not lie in {printable(self.shown(row))}, which is "
                 f"{full_px[row, 0]} x {full_px[row, 1]} px; give left, top, right, bottom inside it"
             )
         sizes = np.where(whole[:, None], full_px, crops[:, 2:] - crops[:, :2]).astype(np.int32)
@@ -353,7 +353,7 @@ class Dataset:
         if not reasons:
             return self
         self._check_rows(reasons)
-        dropped = tuple(Skipped(path=self._shown(row), reason=reasons[row]) for row in sorted(reasons))
+        dropped = tuple(Skipped(path=self.shown(row), reason=reasons[row]) for row in sorted(reasons))
         kept = [row for row in range(len(self)) if row not in reasons]
         result = self.take(kept, note=f"left out {len(dropped)} of {counted(len(self), 'picture')}")
         result = replace(result, skipped=(*self.skipped, *dropped))
@@ -438,7 +438,8 @@ class Dataset:
             extras["masks"] = first.joined(second)
         return extras
 
-    def _shown(self, index: int) -> str:
+    def shown(self, index: int) -> str:
+        """A picture's name for a person: below the opened folder."""
         folder = self.subset_of(index).folder
         return self.names[index] if folder == self.root else f"{folder.name}/{self.names[index]}"
 
