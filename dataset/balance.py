@@ -343,7 +343,8 @@ def _shares(leaves: Sequence[Levels], rules: Sequence[tuple[str, float]]) -> tup
                 siblings[node] = _weight(node, rules, used)
     for leaf in leaves:  # a folder with pictures of its own beside sub-folders: they weigh as one more sub-folder
         if leaf in children:
-            children[leaf][(*leaf, "")] = 1.0
+            own = (*leaf, "")
+            children[leaf][own] = 1.0
     shares = {}
     for leaf in leaves:
         path = (*leaf, "") if leaf in children else leaf

@@ -252,7 +252,7 @@ def _single(dataset: "Dataset", forms: NDArray[Any]) -> NDArray[np.bool_]:
         minlength=len(dataset),
     )
     several = _rows(dataset, forms, _SEVERAL)
-    return alone | ((ones == 1) & ~several)
+    return np.asarray(alone | ((ones == 1) & ~several), dtype=np.bool_)
 
 
 def _categories(dataset: "Dataset", train: NDArray[np.bool_]) -> dict[str, int]:

@@ -96,4 +96,5 @@ def _together(dataset: "Dataset", ids: NDArray[np.int64]) -> NDArray[np.int64]:
     has = np.zeros((len(dataset), len(ids)), dtype=np.float32)
     for place, tag in enumerate(ids.tolist()):
         has[dataset.tags.rows_with(tag), place] = 1.0
-    return np.rint(has.T @ has).astype(np.int64)  # exact in float32 up to 16 million pictures
+    # Exact in float32 up to 16 million pictures.
+    return np.asarray(np.rint(has.T @ has), dtype=np.int64)
