@@ -26,10 +26,10 @@ class FilterParams(Params):
     query: str = param(
         "",
         doc="Tags and conditions joined by and, or, not and parentheses: (1girl or 1boy) and not *sketch and "
-        "width >= 512. Numbers: width height pixels aspect shorter longer bytes tags repeats weight duplicates tier, "
-        "score:TAG >= 0.4, category:artist >= 1, folder:GLOB, name:GLOB, concept:GLOB, is:reg captioned masked cropped "
-        "duplicate listed portrait landscape square. A tag that holds and, or, not or parentheses goes in double "
-        "quotes",
+        "width >= 512. Numbers: width height pixels aspect shorter longer bytes tags repeats weight duplicates tier "
+        "site_score favourites. Also score:TAG >= 0.4, category:artist >= 1, folder:GLOB, name:GLOB, concept:GLOB, "
+        "rating:safe, is:reg captioned masked cropped duplicate listed portrait landscape square. A tag that holds "
+        "and, or, not or parentheses goes in double quotes",
         multiline=True,
     )
     names: str = param(

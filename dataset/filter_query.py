@@ -7,7 +7,7 @@ A query is parsed into a tree of the classes below; ``filter_rows`` says of whic
     both      = single { "and" single }
     single    = "not" single | "(" either ")" | term
     term      = number compare value | "score:" tag compare value | "category:" word compare value
-              | "is:" flag | ("folder:" | "name:" | "concept:") glob | tag
+              | "is:" flag | ("folder:" | "name:" | "concept:" | "rating:") glob | tag
     value     = 12 | 0.5 | 1.5k | 2m | 512..1024 (with = and != only) | a tier (of ``tier``)
 
 A tag without quotes runs to the next operator and may hold ``*`` and ``?``; in double quotes it is taken to the letter.
@@ -31,6 +31,8 @@ NUMBERS = {
     "tags": "how many tags the caption has",
     "repeats": "of its folder",
     "weight": "of its loss",
+    "site_score": "of the site the picture comes from",
+    "favourites": "on that site",
     "duplicates": "how many other pictures look the same",
     "tier": "upscaled, ok or ideal at the training size",
 }
@@ -47,7 +49,12 @@ FLAGS = {
     "square": "as high as wide",
 }
 """Words after ``is:``."""
-GLOBS = {"folder": "the folder it lies in", "name": "its file name", "concept": "text of its kohya folder"}
+GLOBS = {
+    "folder": "the folder it lies in",
+    "name": "its file name",
+    "concept": "text of its kohya folder",
+    "rating": "of the site",
+}
 TIERS = ("upscaled", "ok", "ideal")
 PREFIXES = (*GLOBS, "is", "score", "category")
 COMPARISONS = ("<=", ">=", "!=", "==", "<", ">", "=")

@@ -15,7 +15,7 @@ from .buckets import BucketRule
 from .columns import CATEGORIES
 from .filter_query import Both, Either, Flag, Glob, Not, Number, Query, Tag, Term, shown
 from .normal import matched_nothing, normal, normals, places_by_normal
-from .table import Dataset
+from .table import RATINGS, Dataset
 from .tiers import measure
 
 Rows = NDArray[np.bool_]
@@ -82,9 +82,9 @@ class _Asked:
         if isinstance(query, Not):
             return ~self.rows(query.part)
         if isinstance(query, Both):
-            return np.logical_and.reduce([self.rows(part) for part in query.parts])
+            return np.asarray(np.logical_and.reduce([self.rows(part) for part in query.parts]), dtype=np.bool_)
         if isinstance(query, Either):
-            return np.logical_or.reduce([self.rows(part) for part in query.parts])
+            return np.asarray(np.logical_or.reduce([self.rows(part) for part in query.parts]), dtype=np.bool_)
         if query not in self._answers:
             self._answers[query] = self._term(query)
             count = int(np.count_nonzero(self._answers[query]))
@@ -154,6 +154,8 @@ class _Asked:
             "repeats": lambda: data.repeats,
             "weight": lambda: np.ones(len(data)) if data.weights is None else data.weights,
             "tier": lambda: measure(data, self._facts.rule).tier,
+            "site_score": lambda: np.full(len(data), np.nan) if data.site_scores is None else data.site_scores,
+            "favourites": lambda: _known(data.site_favourites, len(data)),
             "duplicates": lambda: self._duplicates(term.column)[0],
             "category": lambda: self._of_category(term),
         }
@@ -196,7 +198,7 @@ class _Asked:
             "reg": lambda: data.is_reg,
             "captioned": lambda: data.tags.lengths > 0,
             "masked": lambda: none if data.masks is None else np.fromiter(map(bool, data.masks), bool, len(data)),
-            "cropped": lambda: none if data.crops is None else data.crops.any(axis=1),
+            "cropped": lambda: none if data.crops is None else np.asarray(data.crops.any(axis=1), dtype=np.bool_),
             "duplicate": lambda: self._duplicates(term.column)[1],
             "listed": lambda: _listed(data, self._facts.names),
             "portrait": lambda: data.height_px > data.width_px,
@@ -210,6 +212,10 @@ class _Asked:
         if term.field == "concept":
             per_subset = [matches(_file_form(subset.concept)) is not None for subset in data.subsets]
             return np.array(per_subset, dtype=np.bool_)[data.subset_index]
+        if term.field == "rating":
+            per_rating = [matches(rating) is not None for rating in RATINGS]
+            ratings = np.zeros(len(data), dtype=np.uint8) if data.site_ratings is None else data.site_ratings
+            return np.array(per_rating, dtype=np.bool_)[ratings]
         if term.field == "name":
             return np.fromiter(
                 (
@@ -239,6 +245,13 @@ class _Asked:
         forms = normals(tags.vocabulary)
         used = sorted({forms[place] for place in np.flatnonzero(tags.counts())})
         return matched_nothing(term.text if isinstance(term, Tag) else term.name, used)  # type: ignore[union-attr]
+
+
+def _known(counts: NDArray[np.int32] | None, rows: int) -> NDArray[np.float64]:
+    """Counts as numbers, nan where they are not known (negative)."""
+    if counts is None:
+        return np.full(rows, np.nan)
+    return np.where(counts < 0, np.nan, counts.astype(np.float64))
 
 
 def _within(values: NDArray[np.float64], term: Number) -> Rows:

@@ -8,6 +8,7 @@ Features to Track" (1994), equation 13; detail is the entropy of grey values in 
 import random
 import struct
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,7 +178,7 @@ def _look(image: Image.Image) -> bytes:
     return _PACKED.pack(*corners, *detail)
 
 
-def _corner_centre(grey: NDArray[np.float32]) -> tuple[float, float]:
+def _corner_centre(grey: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """Mean place of the corners: local maxima of the smaller eigenvalue of the structure tensor."""
     down, right = np.gradient(grey)
     xx, yy, xy = _blurred(right * right), _blurred(down * down), _blurred(right * down)
@@ -208,21 +209,21 @@ def _entropy_centre(grey: NDArray[np.float32]) -> tuple[float, float]:
     return x, float((above.sum(axis=1) * (np.arange(down) + 0.5)).sum()) / down
 
 
-def _blurred(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _blurred(values: NDArray[Any]) -> NDArray[Any]:
     """Mean over 5 x 5."""
     for axis in (0, 1):
         values = _shifted(values, axis).mean(axis=0)
     return values
 
 
-def _highest_around(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _highest_around(values: NDArray[Any]) -> NDArray[Any]:
     """Maximum over 5 x 5."""
     for axis in (0, 1):
         values = _shifted(values, axis).max(axis=0)
     return values
 
 
-def _shifted(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+def _shifted(values: NDArray[Any], axis: int) -> NDArray[Any]:
     """Five copies, moved by -2 to 2 along an axis, edges repeated."""
     padded = np.pad(values, [(2, 2) if place == axis else (0, 0) for place in (0, 1)], mode="edge")
     return np.stack([np.take(padded, range(step, step + values.shape[axis]), axis=axis) for step in range(5)])

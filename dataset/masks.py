@@ -148,7 +148,7 @@ def load_alpha(path: Path) -> Image.Image:
             if not images._has_alpha(image):
                 return Image.new("L", images._upright_size(image), 255)
             upright = None if image.format == "TIFF" else images._TRANSPOSES.get(images._orientation(image))
-            alpha = image.convert("RGBA").getchannel("A")
+            alpha: Image.Image = image.convert("RGBA").getchannel("A")
             return alpha if upright is None else alpha.transpose(upright)
     except BadPicture:
         raise
@@ -245,7 +245,7 @@ def _where(dataset: Dataset, folder: Path | None) -> str:
 
 def _examples(dataset: Dataset, number: int = 3) -> list[str]:
     """How much of the first masks is white."""
-    lines = []
+    lines: list[str] = []
     for row in range(len(dataset)):
         if len(lines) == number:
             break

@@ -40,7 +40,7 @@ class DetectorNet(nn.Module):
         self.head = nn.ModuleList([_block(_MERGED, _MERGED), _block(_MERGED, _MERGED)])
         self.out = nn.Conv2d(_MERGED, 4 + len(CLASSES), 1)
         with torch.no_grad():
-            self.out.bias[4:] = -4.0  # nearly all cells are empty
+            self.out.get_parameter("bias")[4:] = -4.0  # nearly all cells are empty
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Raw outputs of every cell: log distances to the four sides in cells, then class logits."""

@@ -56,7 +56,7 @@ def placed_drawing(rng: random.Random) -> tuple[Image.Image, list[tuple[int, Box
     else:
         left, top = (_SIDE - factor * picture.width) / 2, (_SIDE - factor * picture.height) / 2
         ground = (detector.PAD_GREY,) * 3
-    canvas = Image.new("RGB", (_SIDE, _SIDE), ground)  # type: ignore[arg-type]
+    canvas = Image.new("RGB", (_SIDE, _SIDE), ground)
     size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
     canvas.paste(picture.resize(size, Image.Resampling.BILINEAR), (round(left), round(top)))
     return canvas, [(kind, _moved(box, factor, round(left), round(top))) for kind, box in boxes_of(scene)]
