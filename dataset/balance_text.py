@@ -1,6 +1,5 @@
 """A plan of repeats in the forms other tools read: folder names, kohya's TOML, ``multiply.txt``."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +8,18 @@ from typing import TYPE_CHECKING
 from ..core.errors import InputError, StorageError
 from ..core.files import safe_name, write_text
 from .balance import Plan, tree_places
+from .export import ExportParams, toml_text
 from .words import counted, printable
 
 if TYPE_CHECKING:
-    from .table import Dataset, Subset
+    from .table import Dataset
 
 FOLDER_NAMES, TOML, MULTIPLY = "folder names", "kohya TOML", "multiply.txt"
 FORMS = (FOLDER_NAMES, TOML, MULTIPLY)
 MULTIPLY_FILE = "multiply.txt"
 
 
-def plan_text(dataset: "Dataset", plan: Plan, form: str) -> str:
+def plan_text(dataset: "Dataset", plan: Plan, form: str, *, resolution_px: int = 512) -> str:
     """The plan in one of ``FORMS``.
 
     Args:
@@ -27,6 +27,7 @@ def plan_text(dataset: "Dataset", plan: Plan, form: str) -> str:
         plan: Its plan.
         form: ``folder names``: one ``N_name`` per line; ``kohya TOML``: a data set configuration; ``multiply.txt``: one
             line ``folder,factor`` for each file that would be written.
+        resolution_px: Named in the TOML text.
 
     Raises:
         InputError: There is no such form.
@@ -34,7 +35,8 @@ def plan_text(dataset: "Dataset", plan: Plan, form: str) -> str:
     if form == FOLDER_NAMES:
         return "\n".join(folder_name(folder.repeats, folder.name) for folder in plan.folders) + "\n"
     if form == TOML:
-        return toml_text(dataset)
+        folders = [subset.folder.as_posix() for subset in dataset.subsets]
+        return toml_text(dataset, folders, ExportParams(resolution_px=resolution_px, batch_size=plan.params.batch_size))
     if form == MULTIPLY:
         return "".join(f"{folder.name},{folder.multiply:g}\n" for folder in plan.folders)
     raise InputError(f"the form {form!r} is not known, allowed are {', '.join(FORMS)}")
@@ -43,13 +45,6 @@ def plan_text(dataset: "Dataset", plan: Plan, form: str) -> str:
 def folder_name(repeats: int, name: str) -> str:
     """An ``N_name`` that every system accepts."""
     return safe_name(f"{repeats}_{name}", max_chars=120)
-
-
-def toml_text(dataset: "Dataset") -> str:
-    """A data set configuration of kohya's scripts with one subset per folder (see ``config_util.py`` there)."""
-    blocks = ["[[datasets]]\n"]
-    blocks += [_subset_block(subset) for subset in dataset.subsets]
-    return "\n".join(blocks)
 
 
 def write_multiply(dataset: "Dataset", plan: Plan, allowed: Callable[[Path], bool]) -> list[Path]:
@@ -100,33 +95,3 @@ def written_note(paths: list[Path]) -> str:
     """What was written, for a report."""
     shown = ", ".join(str(path) for path in paths[:3])
     return f"Wrote {counted(len(paths), 'file')}: {shown}{' ...' if len(paths) > 3 else ''}"
-
-
-def _subset_block(subset: "Subset") -> str:
-    values: dict[str, str | int | float | bool] = {
-        "image_dir": subset.folder.as_posix(),
-        "num_repeats": subset.repeats,
-        "is_reg": subset.is_reg,
-        "caption_extension": ".txt",
-        "shuffle_caption": subset.shuffle_captions,
-        "keep_tokens": subset.keep_tokens,
-    }
-    optional: dict[str, str | float | bool] = {
-        "class_tokens": subset.concept,
-        "caption_prefix": subset.caption_prefix,
-        "caption_dropout_rate": subset.caption_dropout,
-        "caption_tag_dropout_rate": subset.tag_dropout,
-        "flip_aug": subset.flip,
-    }
-    values.update({name: value for name, value in optional.items() if value})
-    lines = [f"  {name} = {_toml_value(value)}" for name, value in values.items()]
-    return "\n".join(["  [[datasets.subsets]]", *lines, ""])
-
-
-def _toml_value(value: str | int | float | bool) -> str:
-    # A JSON string is a TOML basic string, except that TOML has no surrogate pairs: characters stay as they are.
-    return (
-        json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        if isinstance(value, str)
-        else json.dumps(value)
-    )

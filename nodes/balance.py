@@ -9,7 +9,7 @@ from ..dataset.balance_text import FORMS, MULTIPLY, TOML, plan_text, write_multi
 from ..dataset.table import Dataset
 from ._written import write_output
 from .host import get_host
-from .widgets import ROOT_CATEGORY, combo, params_from, socket, text, widgets
+from .widgets import ROOT_CATEGORY, combo, number, params_from, socket, text, widgets
 
 NOTHING, TEXT_FILE, IN_FOLDERS = "nothing", "the text, as a file", "multiply.txt into the folders"
 WRITES = (NOTHING, TEXT_FILE, IN_FOLDERS)
@@ -57,17 +57,22 @@ class BalanceRepeats:
                     "folders: one into each training folder of the data set.",
                 ),
                 "file_name": text("Name of the file below the output folder, where one is written."),
+                "resolution_px": number(
+                    "INT", 512, 64, 4096, 64, "Resolution named in the text for kohya's scripts, in px.", advanced=True
+                ),
             }
         }
 
-    def balance(self, dataset: Dataset, form: str, write: str, file_name: str, **values: Any) -> dict[str, Any]:
+    def balance(
+        self, dataset: Dataset, form: str, write: str, file_name: str, resolution_px: int = 512, **values: Any
+    ) -> dict[str, Any]:
         """Plan, and write what was asked for."""
         params = params_from(BalanceParams, values)
         if params.split_folders:
             dataset = split_by_folder(dataset)
         plan = plan_dataset(dataset, params)
         balanced = apply_plan(dataset, plan)
-        planned = plan_text(balanced, plan, form)
+        planned = plan_text(balanced, plan, form, resolution_px=resolution_px)
         said = plan.text()
         if write == TEXT_FILE:
             ending = ".toml" if form == TOML else ".csv" if form == MULTIPLY else ".txt"

@@ -11,9 +11,6 @@ from lora_atelier.dataset.balance import BalanceParams, apply_plan, plan_dataset
 from lora_atelier.dataset.balance_text import FORMS, plan_text, write_multiply
 from lora_atelier.dataset.layout import parse_repeat_name
 from lora_atelier.dataset.scan import DatasetParams, open_folder
-from lora_atelier.dataset.table import Dataset
-
-Opened = tuple[Dataset, object]
 
 
 @pytest.fixture
@@ -37,12 +34,13 @@ def test_toml_can_be_read_back(balanced) -> None:
     import tomllib
 
     dataset, plan = balanced
-    (entry,) = tomllib.loads(plan_text(dataset, plan, "kohya TOML"))["datasets"]
+    (entry,) = tomllib.loads(plan_text(dataset, plan, "kohya TOML", resolution_px=768))["datasets"]
     assert [(Path(subset["image_dir"]), subset["num_repeats"]) for subset in entry["subsets"]] == [
         (subset.folder, subset.repeats) for subset in dataset.subsets
     ]
-    assert [subset["is_reg"] for subset in entry["subsets"]] == [False, False, True]
-    assert entry["subsets"][0]["caption_prefix"] == 'say "hi" \\o/'
+    assert [subset.get("is_reg", False) for subset in entry["subsets"]] == [False, False, True]
+    assert entry["subsets"][0]["caption_prefix"] == 'say "hi" \\o/, '
+    assert (entry["resolution"], entry["batch_size"]) == (768, 1)
     assert entry["subsets"][0]["flip_aug"] is True
 
 
