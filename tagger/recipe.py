@@ -15,7 +15,7 @@ the step's main text: on the same line, or in the indented lines below it. ``#``
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.errors import AtelierError, FormatError, InputError, UnknownNameError, unknown_name
@@ -151,7 +151,7 @@ def run_steps(dataset: Dataset, recipe: Sequence[RecipeStep], context: StepConte
 class _Header:
     """The first line of a step, read from left to right."""
 
-    def __init__(self, line: str, number: int, known: dict[str, Step]) -> None:
+    def __init__(self, line: str, number: int, known: Mapping[str, Step]) -> None:
         self._line = line
         self._number = number
         self._place = 0

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from lora_atelier.core.discovery import discover
 from lora_atelier.core.params import Choice, Params, choice_from_json
 from lora_atelier.core.tensors import read_tensors, write_tensors
 from lora_atelier.networks._apply import lora_delta, split_file
-from lora_atelier.networks._spec import Op, network_of_parts
+from lora_atelier.networks._layer import Layer, Op
+from lora_atelier.networks._spec import network_of_parts
 from lora_atelier.trainer.optimizers._spec import OptimizerParams, ParamGroup
 
 FOLDERS = {
@@ -26,10 +26,12 @@ FOLDERS = {
     "AXIS": "evaluator.axes",
     "METRIC": "evaluator.metrics",
     "TAGGER": "tagger.taggers",
+    "STEP": "tagger.steps",
+    "PRESET": "tagger.presets",
 }
 WITHOUT_SOURCE = ("FAMILY", "AXIS")
 """A family's source is its own files' layout, an axis is no algorithm."""
-FILE_NAME_IS_NAME = ("NETWORK", "FAMILY", "OPTIMIZER", "SCHEDULE", "OBJECTIVE")
+FILE_NAME_IS_NAME = ("NETWORK", "FAMILY", "OPTIMIZER", "SCHEDULE", "OBJECTIVE", "STEP", "PRESET")
 
 PLUGINS: dict[str, dict[str, Any]] = {
     export: discover(f"lora_atelier.{folder}", export) for export, folder in FOLDERS.items()
@@ -84,14 +86,10 @@ MODULES = {
     "conv3x3": ((12, 8, 3, 3), (2, 8, 6, 5), Op(kind="conv2d", padding=(1, 1))),
     "conv3x3_stride2": ((12, 8, 3, 3), (2, 8, 6, 6), Op(kind="conv2d", stride=(2, 2), padding=(1, 1))),
 }
-each_network = pytest.mark.parametrize("name", NETWORKS)
+WEIGHTED = [name for name, network in NETWORKS.items() if "linear" in network.adapts]
+"""Networks of linear and convolution layers; tests/networks holds every network to more, on real modules."""
+each_network = pytest.mark.parametrize("name", WEIGHTED)
 each_module = pytest.mark.parametrize("module", MODULES)
-
-
-def apply_weight(x, weight, op):
-    if op.kind == "linear":
-        return F.linear(x, weight)
-    return F.conv2d(x, weight, None, op.stride, op.padding, op.dilation)
 
 
 def small_params(network):
@@ -100,36 +98,61 @@ def small_params(network):
     return network.params(**{key: value for key, value in {"rank": 4, "alpha": 2.0}.items() if key in names})
 
 
-def fresh_parts(network, shape):
-    return network.init(shape, params=small_params(network), generator=torch.Generator().manual_seed(0))
+class Holder(torch.nn.Module):
+    """A weight without a bias."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.bias = torch.nn.Parameter(weight, requires_grad=False), None
 
 
-def learned_parts(network, shape):
+def make_layer(module):
+    shape, _, op = MODULES[module]
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    return Layer(op=op, module=Holder(weight), stem="lora_unet_mid_block_attentions_0_proj_in")
+
+
+def size_of(network, layer):
+    return network.size(small_params(network), layer.shape)
+
+
+def fresh_parts(network, layer):
+    generator = torch.Generator().manual_seed(0)
+    return network.init(layer, params=small_params(network), size=size_of(network, layer), generator=generator)
+
+
+def learned_parts(network, layer):
     """Parts as after some training: nothing is zero any more."""
     random = torch.Generator().manual_seed(1)
-    parts = fresh_parts(network, shape)
+    parts = fresh_parts(network, layer)
     return {name: part + 0.1 * torch.randn(part.shape, generator=random) for name, part in parts.items()}
 
 
-def forward(network, x, weight, parts, op):
-    params = small_params(network)
-    base = apply_weight(x, weight.to(x.dtype), op)
-    scale = network.scale(params)
-    return network.forward(x, base, parts, params=params, scale=scale, op=op, training=False)
+def forward(network, x, layer, parts):
+    return network.forward(
+        x,
+        lambda given: layer.apply(given, layer.weight.to(given.dtype)),
+        parts,
+        params=small_params(network),
+        scale=size_of(network, layer).scale,
+        layer=layer,
+        training=False,
+    )
 
 
-def delta(network, parts, shape):
-    return network.delta(parts, alpha=network.alpha(small_params(network)), weight_shape=shape)
+def delta(network, parts, layer):
+    alpha = size_of(network, layer).alpha
+    return network.delta(parts, alpha=alpha, weight_shape=layer.shape, weight=layer.weight)
 
 
 @each_module
 @each_network
 def test_network_changes_nothing_at_first(name, module):
-    shape, _, _ = MODULES[module]
-    parts = fresh_parts(NETWORKS[name], shape)
+    layer = make_layer(module)
+    parts = fresh_parts(NETWORKS[name], layer)
     assert all(part.dtype == torch.float32 for part in parts.values())
-    change = delta(NETWORKS[name], parts, shape)
-    assert change.shape == torch.Size(shape)
+    change = delta(NETWORKS[name], parts, layer)
+    assert change.shape == torch.Size(layer.shape)
     assert change.dtype == torch.float32
     assert not change.any()
 
@@ -137,77 +160,72 @@ def test_network_changes_nothing_at_first(name, module):
 @each_module
 @each_network
 def test_network_forward_equals_the_patched_weight(name, module):
-    network = NETWORKS[name]
-    shape, x_shape, op = MODULES[module]
-    random = torch.Generator().manual_seed(2)
-    x, weight = torch.randn(x_shape, generator=random), torch.randn(shape, generator=random)
-    parts = learned_parts(network, shape)
-    expected = apply_weight(x, weight + delta(network, parts, shape), op)
-    torch.testing.assert_close(forward(network, x, weight, parts, op), expected, rtol=1e-4, atol=1e-4)
+    network, layer = NETWORKS[name], make_layer(module)
+    x = torch.randn(MODULES[module][1], generator=torch.Generator().manual_seed(2))
+    parts = learned_parts(network, layer)
+    expected = layer.apply(x, layer.weight + delta(network, parts, layer))
+    torch.testing.assert_close(forward(network, x, layer, parts), expected, rtol=1e-4, atol=1e-4)
 
 
 @each_module
 @each_network
 def test_network_gradients_reach_every_part(name, module):
-    network = NETWORKS[name]
-    shape, x_shape, op = MODULES[module]
-    random = torch.Generator().manual_seed(3)
-    x = torch.randn(x_shape, generator=random, requires_grad=True)
-    parts = {key: part.requires_grad_() for key, part in learned_parts(network, shape).items()}
-    forward(network, x, torch.randn(shape, generator=random), parts, op).pow(2).sum().backward()
+    network, layer = NETWORKS[name], make_layer(module)
+    x = torch.randn(MODULES[module][1], generator=torch.Generator().manual_seed(3), requires_grad=True)
+    parts = {key: part.requires_grad_() for key, part in learned_parts(network, layer).items()}
+    forward(network, x, layer, parts).pow(2).sum().backward()
     assert all(part.grad is not None and part.grad.any() for part in parts.values())
     assert x.grad is not None
 
 
 @each_network
 def test_network_learns_from_its_start(name):
-    network = NETWORKS[name]
-    shape, x_shape, op = MODULES["linear"]
+    network, layer = NETWORKS[name], make_layer("linear")
     random = torch.Generator().manual_seed(4)
-    x, weight = torch.randn(x_shape, generator=random), torch.randn(shape, generator=random)
-    parts = {key: part.requires_grad_() for key, part in fresh_parts(network, shape).items()}
+    x = torch.randn(MODULES["linear"][1], generator=random)
+    parts = {key: part.requires_grad_() for key, part in fresh_parts(network, layer).items()}
     optimizer = torch.optim.Adam(list(parts.values()), lr=0.02)
-    goal = torch.randn(shape[0], generator=random)
+    goal = torch.randn(layer.shape[0], generator=random)
     losses = []
     for _ in range(60):
-        loss = (forward(network, x, weight, parts, op) - goal).pow(2).mean()
+        loss = (forward(network, x, layer, parts) - goal).pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    # rotations, factors of what is there and small Kronecker factors cannot reach every goal
+    assert losses[-1] < (0.9 if name in ("diag_oft", "ia3", "lokr") else 0.5) * losses[0]
 
 
 @each_network
 def test_network_answers_in_the_type_of_the_base(name):
-    network = NETWORKS[name]
-    shape, x_shape, op = MODULES["linear"]
-    x, weight = torch.randn(x_shape).bfloat16(), torch.randn(shape)
-    assert forward(network, x, weight, learned_parts(network, shape), op).dtype == torch.bfloat16
+    network, layer = NETWORKS[name], make_layer("linear")
+    x = torch.randn(MODULES["linear"][1]).bfloat16()
+    assert forward(network, x, layer, learned_parts(network, layer)).dtype == torch.bfloat16
 
 
 @each_module
 @each_network
 def test_network_survives_a_file(name, module, tmp_path):
-    network = NETWORKS[name]
-    shape, _, _ = MODULES[module]
-    stem, parts = "lora_unet_mid_block_attentions_0_proj_in", learned_parts(network, shape)
-    assert set(parts) <= set(network.part_names)
-    assert set(network.required_parts) <= set(parts)
-    tensors = {f"{stem}.{key}": part for key, part in parts.items()}
-    tensors[f"{stem}.alpha"] = torch.tensor(network.alpha(small_params(network)))
+    network, layer = NETWORKS[name], make_layer(module)
+    size, stem = size_of(network, layer), layer.stem
+    parts = learned_parts(network, layer)
+    tensors = {f"{stem}.{key}": part for key, part in network.to_file(parts, layer=layer, size=size).items()}
+    if size.alpha is not None:
+        tensors[f"{stem}.alpha"] = torch.tensor(size.alpha)
     write_tensors(tmp_path / "file.safetensors", tensors)
-    read = read_tensors(tmp_path / "file.safetensors")
-    assert network_of_parts({key.removeprefix(f"{stem}."): part for key, part in read.items()}) is network
-    modules = split_file(read)
+    modules = split_file(read_tensors(tmp_path / "file.safetensors"))
     assert list(modules) == [stem]
-    assert torch.equal(lora_delta(modules[stem], stem=stem, weight_shape=shape), delta(network, parts, shape))
+    reader = network_of_parts(modules[stem])
+    assert reader is network or reader.name == "lora"
+    change = lora_delta(modules[stem], stem=stem, weight=layer.weight)
+    torch.testing.assert_close(change, delta(network, parts, layer), rtol=1e-5, atol=1e-5)
 
 
 @each_network
 def test_network_init_depends_on_the_generator_alone(name):
-    shape = MODULES["linear"][0]
-    first, second = fresh_parts(NETWORKS[name], shape), fresh_parts(NETWORKS[name], shape)
+    layer = make_layer("linear")
+    first, second = fresh_parts(NETWORKS[name], layer), fresh_parts(NETWORKS[name], layer)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 

@@ -16,6 +16,7 @@ PLUGIN_FOLDERS = {
     "trainer/optimizers": "Optimizer",
     "trainer/objectives": "Objective",
     "evaluator/axes": "Axis",
+    "tagger/steps": "Step",
 }
 
 

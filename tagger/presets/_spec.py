@@ -1,6 +1,9 @@
 """What a concept preset is: lists of tags with the reason why they go, and how the caption begins."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 
 from ...core.discovery import discover
 from ...core.errors import unknown_name
@@ -65,9 +68,10 @@ class ConceptPreset:
     advice: tuple[str, ...] = ()
 
 
-def presets() -> dict[str, ConceptPreset]:
-    """Every preset by name."""
-    return discover(__package__, "PRESET")
+@cache
+def presets() -> Mapping[str, ConceptPreset]:
+    """Every preset by name; the folder is looked through once."""
+    return MappingProxyType(discover(__package__, "PRESET"))
 
 
 def preset_names() -> list[str]:

@@ -78,6 +78,12 @@ ACTIONS = words(
 CLASSES = ("people", "body", "worn", "outfit", "expression", "pose", "background", "other")
 
 
+_EXCEPTED = frozenset(phrase.split()[-1] for phrase in NOT_A_TRAIT)
+_STARTS, _EASY_ENDS, _HARD_ENDS = (
+    tuple(tuple(phrase.split()) for phrase in listed) for listed in (BODY_STARTS, BODY_EASY_ENDS, BODY_HARD_ENDS)
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trait:
     """A trait of a character.
@@ -113,13 +119,13 @@ def trait_of(name: str) -> Trait | None:
     words = name.split()
     if words[0] in ACTIONS and len(words) > 1:
         return None
-    if any(" ".join(words[start:]) in NOT_A_TRAIT for start in range(len(words))):
+    if words[-1] in _EXCEPTED and any(" ".join(words[start:]) in NOT_A_TRAIT for start in range(len(words))):
         return None
-    if _starts(words, BODY_STARTS):
+    if _starts(words, _STARTS):
         return Trait(kind="body", level=1 if words[0].startswith(("scar", "dark")) else 0)
-    if _ends(words, BODY_EASY_ENDS) or _in(words[-1], BODY_EASY):
+    if _ends(words, _EASY_ENDS) or _in(words[-1], BODY_EASY):
         return Trait(kind="body", level=0)
-    if _ends(words, BODY_HARD_ENDS) or _in(words[-1], BODY_HARD):
+    if _ends(words, _HARD_ENDS) or _in(words[-1], BODY_HARD):
         return Trait(kind="body", level=1)
     if _in(words[-1], WORN):
         return Trait(kind="worn", level=0)
@@ -156,9 +162,9 @@ def _in(word: str, words: frozenset[str]) -> bool:
     return word in words or singular(word) in words
 
 
-def _starts(words: list[str], starts: tuple[str, ...]) -> bool:
-    return any(words[: len(start.split())] == start.split() for start in starts)
+def _starts(words: list[str], starts: tuple[tuple[str, ...], ...]) -> bool:
+    return any(words[0] == start[0] and tuple(words[: len(start)]) == start for start in starts)
 
 
-def _ends(words: list[str], ends: tuple[str, ...]) -> bool:
-    return any(words[-len(end.split()) :] == end.split() for end in ends)
+def _ends(words: list[str], ends: tuple[tuple[str, ...], ...]) -> bool:
+    return any(words[-1] == end[-1] and tuple(words[-len(end) :]) == end for end in ends)

@@ -179,7 +179,10 @@ def resolved(pairs_: Sequence[Pair], *, what: str) -> dict[str, str]:
                 f"{earlier.target!r}; keep one of them"
             )
         direct.setdefault(source, pair)
-    return {source: _end_of_chain(source, direct, what) for source in direct}
+    ends: dict[str, str] = {}
+    for source in direct:
+        _follow(source, direct, ends, what)
+    return {source: ends[source] for source in direct}
 
 
 def check_no_circle(edges: Mapping[str, Sequence[str]], *, what: str) -> None:
@@ -217,16 +220,19 @@ def circle_text(names: Sequence[str]) -> str:
     return f"{f' {ARROW} '.join(shown)}; take one of these lines out"
 
 
-def _end_of_chain(source: str, direct: Mapping[str, Pair], what: str) -> str:
-    seen = {source: None}
-    pair = direct[source]
-    while (following := normal(pair.target)) in direct:
-        if following in seen:
-            names = list(seen)
-            raise InputError(f"{what} runs in a circle: {circle_text([*names[names.index(following) :], following])}")
-        seen[following] = None
-        pair = direct[following]
-    return pair.target
+def _follow(source: str, direct: Mapping[str, Pair], ends: dict[str, str], what: str) -> None:
+    """Finds the end of a chain, and with it that of every tag on the way."""
+    way: dict[str, None] = {}
+    name = target = source
+    while name in direct and name not in ends:
+        if name in way:
+            names = list(way)
+            raise InputError(f"{what} runs in a circle: {circle_text([*names[names.index(name) :], name])}")
+        way[name] = None
+        target = direct[name].target
+        name = normal(target)
+    end = ends.get(name) or target
+    ends.update(dict.fromkeys(way, end))
 
 
 def _arrow_pair(text: str, where: str, typed: bool) -> Pair:

@@ -1,7 +1,9 @@
 """What a tag step is: its parameters and a pure function from data set to data set that says what it did."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from ...core.discovery import discover
@@ -76,9 +78,10 @@ class Step:
     needs_tokens: bool = False
 
 
-def steps() -> dict[str, Step]:
-    """Every step by name."""
-    return discover(__package__, "STEP")
+@cache
+def steps() -> Mapping[str, Step]:
+    """Every step by name; the folder is looked through once."""
+    return MappingProxyType(discover(__package__, "STEP"))
 
 
 def outcome(

@@ -4,12 +4,14 @@ By pairs that are given, and by whole last words (``shirt`` and ``white shirt``)
 stays beside ``ponytail``. Counts of people stay. Words that turn the meaning round keep the general tag.
 """
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.errors import InputError
 from ...core.params import Params, param
 from ...dataset.columns import TagColumn
 from ...dataset.diff import RuleCount
@@ -21,6 +23,8 @@ from ._match import Matcher, entries, file_summary
 from ._people import is_people_tag
 from ._spec import Outcome, Step, StepContext, outcome
 from ._vectors import RULE_SOURCE, captions_and_tags, drop_occurrences, rows_of
+
+MAX_IMPLIED = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +57,9 @@ def apply(dataset: Dataset, params: ImplicationParams, context: StepContext) -> 
     """Drops or adds general tags."""
     given = pairs(params.pairs, what="pairs")
     given += pairs(context.text_of(params.file), what=f"file {params.file!r}", typed=False)
-    implied = _closure(given)
     tags = dataset.tags
     matcher = Matcher(tags)
+    implied = _closure(given, matcher.known())
     unmatched = _unmatched(matcher, given)
     if params.action == "add general":
         result, rules = _add(tags, implied)
@@ -70,8 +74,8 @@ def apply(dataset: Dataset, params: ImplicationParams, context: StepContext) -> 
     return outcome(dataset, result, STEP.name, params, rules, unmatched)
 
 
-def _closure(given: list[Pair]) -> dict[str, tuple[str, ...]]:
-    """All that each tag implies over any number of pairs, in normal form."""
+def _closure(given: Sequence[Pair], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """All that each of some tags implies over any number of pairs, in normal form."""
     direct: dict[str, list[str]] = {}
     for pair in given:
         source, target = normal(pair.source), normal(pair.target)
@@ -79,15 +83,21 @@ def _closure(given: list[Pair]) -> dict[str, tuple[str, ...]]:
             direct[source].append(target)
     check_no_circle(direct, what="the list of implications")
     closed: dict[str, tuple[str, ...]] = {}
-    for start in direct:
+    total = 0
+    for start in names:
+        if start not in direct:
+            continue
         seen: dict[str, None] = {}
-        waiting = list(direct[start])
+        waiting = deque(direct[start])
         while waiting:
-            name = waiting.pop(0)
+            name = waiting.popleft()
             if name not in seen:
                 seen[name] = None
                 waiting.extend(direct.get(name, ()))
         closed[start] = tuple(seen)
+        total += len(seen)
+        if total > MAX_IMPLIED:
+            raise InputError(f"the list of implications makes more than {MAX_IMPLIED} pairs; shorten its chains")
     return closed
 
 

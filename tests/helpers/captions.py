@@ -9,6 +9,22 @@ from lora_atelier.dataset.columns import TagColumn, TextColumn
 from lora_atelier.dataset.table import CAPTION_FILE, Dataset, Subset
 
 
+KAYOKO = (
+    "kayoko (blue archive), 1girl, solo, multicolored hair, black hair, horns, hood, white hair, halo, sitting, skirt, "
+    "bag, hoodie, two-tone hair, red eyes, blush, long sleeves, black hoodie, red skirt, ponytail, bangs, "
+    "looking at viewer, closed mouth, miniskirt, collarbone, hair between eyes, feet out of frame, plaid skirt, "
+    "pleated skirt, sidelocks, hood down, hand up, mole on neck, medium hair, backpack, clothes writing, plaid"
+)
+"""The worked example of record 004: 37 tags."""
+
+KAYOKO_KEPT = (
+    "kayoko (blue archive), 1girl, solo, hood, sitting, skirt, bag, hoodie, long sleeves, black hoodie, red skirt, "
+    "looking at viewer, closed mouth, miniskirt, collarbone, feet out of frame, plaid skirt, pleated skirt, hood down, "
+    "hand up, mole on neck, medium hair, backpack, clothes writing, plaid"
+)
+"""The 25 that its author kept."""
+
+
 def split(caption: str) -> list[str]:
     return [tag.strip() for tag in caption.split(",") if tag.strip()]
 

@@ -197,7 +197,9 @@ class TestExclusive:
         assert "in 1 cases there was none" in rule(diff, "no score").note
 
     def test_a_group_that_matches_nothing_and_a_slip(self):
-        _, diff = run("exclusive:\n    hair: short hair, longhair\n    tails: one tail, two tails", "long hair, short hair")
+        _, diff = run(
+            "exclusive:\n    hair: short hair, longhair\n    tails: one tail, two tails", "long hair, short hair"
+        )
         assert "did you mean 'long hair'" in diff.unmatched[0]
         assert "group 'tails' matched 0 images" in diff.unmatched[1]
 
