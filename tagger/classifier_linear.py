@@ -134,7 +134,7 @@ def fit(
         before = float("inf")
         for done in range(0, _MAX_ITERATIONS, _CHECK_EVERY):
             progress.check()
-            now = float(optimizer.step(loss))  # type: ignore[no-untyped-call]
+            now = optimizer.step(loss).detach().item()  # type: ignore[no-untyped-call]
             if before - now < 1e-7 and done:
                 break
             before = now

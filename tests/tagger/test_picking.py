@@ -89,9 +89,8 @@ def test_thresholds_may_hold_signs_in_their_names():
 
 
 def test_entries_that_match_nothing_are_named_with_the_nearest():
-    said = unmatched_entries(
-        VOCABULARY, PickParams(exclude="long hairs, red_eyes", thresholds="artist = 0.5\nrdd eyes = 1")
-    )
+    params = PickParams(exclude="long hairs, red_eyes", thresholds="artist = 0.5\nrdd eyes = 1")
+    said = unmatched_entries(VOCABULARY, params)
     assert len(said) == 2
     assert "did you mean 'long hair'" in said[0]
     assert "did you mean 'red eyes'" in said[1]
