@@ -98,8 +98,11 @@ LORA_BLOCK_WEIGHTS = "lora_block_weights"
 """Change: block weights of the same LoRAs."""
 PROMPT_REPLACE = "prompt_replace"
 """Change: ``((search, replacement), ...)`` in prompt and negative prompt."""
+SEED_SHIFT = "seed_shift"
+"""Change: added to the seed, whoever set it."""
+MAX_SEED = 2**64 - 1
 
-OPERATIONS = (ADD_LORAS, LORA_STRENGTH, LORA_BLOCK_WEIGHTS, PROMPT_REPLACE)
+OPERATIONS = (ADD_LORAS, LORA_STRENGTH, LORA_BLOCK_WEIGHTS, PROMPT_REPLACE, SEED_SHIFT)
 
 
 def combine(changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -131,6 +134,8 @@ def changed(cell: Cell, changes: Mapping[str, Any]) -> Cell:
         InputError: A search word does not occur, or a strength or block-weight axis has no LoRA to act on.
     """
     result = dataclasses.replace(cell, **{name: value for name, value in changes.items() if name in FIELDS})
+    if SEED_SHIFT in changes:
+        result = dataclasses.replace(result, seed=(result.seed + changes[SEED_SHIFT]) & MAX_SEED)
     pairs = changes.get(PROMPT_REPLACE, ())
     if pairs:
         result = _replaced(result, pairs)

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from ...core.errors import InputError
 from ...core.params import Params, param
+from ..cells import MAX_SEED
 from ..values import parse_ints
 from ._spec import Axis, AxisContext, AxisValue, field_values
-
-MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True)

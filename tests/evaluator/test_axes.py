@@ -192,3 +192,13 @@ def test_names_are_checked_and_spelled():
     assert build("sampler", {"samplers": "Euler"}).labels == ("euler",)
     with pytest.raises(UnknownNameError, match="karras"):
         build("scheduler", {"schedulers": "karas"})
+
+
+def test_every_prompt_may_have_a_seed_of_its_own():
+    prompts = build("prompt", {"prompts": "one\ntwo\nthree", "seed_step": 10})
+    seeds = build("seed", {"seeds": "7, 18446744073709551615"})
+    drawn = [changed(BASE, combine([row.changes, column.changes])) for row in prompts.values for column in seeds.values]
+    assert [(cell.prompt, cell.seed) for cell in drawn] == [
+        ("one", 7), ("one", 2**64 - 1), ("two", 17), ("two", 9), ("three", 27), ("three", 19)
+    ]  # fmt: skip
+    assert build("prompt", {"prompts": "one\ntwo"}).values[1].changes == {"prompt": "two"}

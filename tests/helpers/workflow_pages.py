@@ -359,7 +359,12 @@ def quickstart() -> Page:
         run=train.out(0),
     )
     probe_rows = page.add(
-        "AtelierAxisPrompt", (1600, 470), (330, 90), title="Rows: probe prompts", prompts=probe_words.out(0)
+        "AtelierAxisPrompt",
+        (1600, 470),
+        (330, 110),
+        title="Rows: probe prompts",
+        prompts=probe_words.out(0),
+        seed_step=1,
     )
     probe = page.add(
         "AtelierXYGrid",
