@@ -15,6 +15,7 @@ from ..core.params import Params, param
 from .combine import only_used_subsets
 from .detect import Box, Found
 from .detect_rows import Boxes
+from .normal import matched_nothing, normal
 from .table import Dataset
 from .words import counted, printable
 
@@ -61,6 +62,11 @@ class CropParams(Params):
         "whole picture",
         doc="What the twin of a head is when no person was found around it",
         choices=("whole picture", "no twin"),
+    )
+    drop_from_twins: str = param(
+        "",
+        doc="Tags taken out of the captions of person crops, separated by commas: the trigger word, where it should "
+        "mean the head alone",
     )
     prior_weight: float = param(
         1.0, doc="Factor on the loss of the person crops", minimum=0.0, maximum=10.0, step=0.05, advanced=True
@@ -124,12 +130,14 @@ def subject_crops(dataset: Dataset, boxes: Boxes, params: CropParams) -> Pairs:
     both = _table(dataset, plan, np.flatnonzero(is_reg).tolist(), params.prior_weight, cut)
     heads_end = len(plan.head_rows)
     persons_end = heads_end + len(plan.twin_rows)
+    both, dropped = _without_tags(both, range(heads_end, persons_end), params.drop_from_twins)
     head_set = only_used_subsets(both.take(range(heads_end), note=f"{cut} alone"))
     person_set = None
     if plan.twin_rows:
         note = f"{counted(len(plan.twin_rows), 'person crop')} alone"
         person_set = only_used_subsets(both.take(range(heads_end, persons_end), note=note))
-    return Pairs(heads=head_set, persons=person_set, both=both, report=_report(dataset, boxes, plan, params, cut))
+    report = "\n".join([_report(dataset, boxes, plan, params, cut), *dropped])
+    return Pairs(heads=head_set, persons=person_set, both=both, report=report)
 
 
 def head_crop(box: Box, size: tuple[int, int], *, aspect: float, share: float) -> Crop:
@@ -262,6 +270,24 @@ def _table(dataset: Dataset, plan: _Plan, reg_rows: Sequence[int], prior_weight:
     index[len(plan.head_rows) : cropped] += count
     index[cropped:] += 2 * count
     return only_used_subsets(replace(table, subsets=(*dataset.subsets, *as_reg, *dataset.subsets), subset_index=index))
+
+
+def _without_tags(dataset: Dataset, rows: Sequence[int], names: str) -> tuple[Dataset, list[str]]:
+    """Some rows without some tags, and what was done in words."""
+    wanted = [name.strip() for name in names.replace("\n", ",").split(",") if name.strip()]
+    if not wanted or not len(rows):
+        return dataset, []
+    forms = {normal(name) for name in wanted}
+    changed: dict[int, list[str]] = {}
+    for row in rows:
+        tags = dataset.tags.row(row)
+        kept = [tag for tag in tags if normal(tag) not in forms]
+        if len(kept) < len(tags):
+            changed[row] = kept
+    used = {form for row in rows for form in map(normal, dataset.tags.row(row))}
+    lines = [f"Out of {counted(len(changed), 'caption')} of person crops: {', '.join(wanted)}."]
+    lines += [f"  ! {matched_nothing(name, sorted(used))}" for name in wanted if normal(name) not in used]
+    return dataset.with_tags(changed, note=f"{', '.join(wanted)} out of the captions of person crops"), lines
 
 
 def _report(dataset: Dataset, boxes: Boxes, plan: _Plan, params: CropParams, cut: str) -> str:

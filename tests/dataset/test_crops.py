@@ -11,6 +11,7 @@ from lora_atelier.dataset.crops import CropParams, head_crop, person_crop, subje
 from lora_atelier.dataset.crops_captions import Retagger, RetagParams, merged, retag_crops
 from lora_atelier.dataset.detect import Found
 from lora_atelier.dataset.detect_rows import Boxes
+from lora_atelier.dataset.export import ExportParams, export_dataset
 from lora_atelier.dataset.images import load_row
 from lora_atelier.dataset.scan import DatasetParams, open_folder
 
@@ -106,6 +107,16 @@ def test_options_of_crops(dataset):
     assert every.both.is_reg.tolist() == [False, False, True]
     weighed = subject_crops(dataset, found, CropParams(**SMALL, prior_weight=0.5))
     assert weighed.persons.subsets[0].prior_weight == 0.5
+
+
+def test_twins_without_the_trigger(dataset):
+    found = boxes({0: [box("head", 180, 100, 220, 150)]})
+    pairs = subject_crops(dataset, found, CropParams(**SMALL, drop_from_twins="OHWX, shoe"))
+    assert pairs.heads.caption(0) == "ohwx, 1girl, shoes, smile"
+    assert pairs.persons.caption(0) == pairs.both.caption(1) == "1girl, shoes, smile"
+    assert pairs.both.caption(2) == "1girl"
+    assert "Out of 1 caption of person crops: OHWX, shoe." in pairs.report
+    assert "entry 'shoe' matched 0 images, did you mean 'shoes'?" in pairs.report
 
 
 def test_a_crop_of_a_crop(dataset):
@@ -219,3 +230,21 @@ def test_a_damaged_crop_keeps_its_caption(dataset):
     assert result.dataset.caption(0) == both.caption(0)
     assert result.problems
     assert result.problems[0].startswith("a.png: ")
+
+
+def test_crops_are_exported_as_twins_of_one_name(dataset, tmp_path):
+    found = boxes(
+        {
+            0: [box("head", 180, 100, 220, 150), box("head", 20, 20, 60, 80), box("person", 120, 90, 280, 560)],
+            2: [box("head", 50, 50, 90, 100)],
+        }
+    )
+    pairs = subject_crops(dataset, found, CropParams(**SMALL, heads="all"))
+    written = export_dataset(pairs.both, tmp_path / "out", ExportParams())
+    heads = sorted(path.name for path in (written.folder / "img" / "3_person").glob("*.png"))
+    twins = sorted(path.name for path in (written.folder / "reg" / "3_person").glob("*.png"))
+    assert heads == twins == ["a.png", "a_2.png", "c.png"]
+    again = open_folder(written.folder / "img", DatasetParams(), reg_folder=written.folder / "reg")
+    assert Image.open(written.folder / "img" / "3_person" / "a.png").size == (80, 107)
+    assert again.caption(0) == "ohwx, 1girl, shoes, smile"
+    assert len(again) == 7
