@@ -5,6 +5,7 @@ comparison never looks at parts of a word. What is written into a caption keeps 
 """
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -35,11 +36,12 @@ KAOMOJI = frozenset(
 """Tags in which an underscore is part of a face and is never a blank (the list of imgutils, TagGUI and toriato)."""
 
 _MAX_CANDIDATES = 400
+_ESCAPES = re.compile(r"\\+([()])")
 
 
 def unescaped(tag: str) -> str:
     r"""A tag with ``\(`` and ``\)`` read as plain parentheses."""
-    return tag.replace("\\(", "(").replace("\\)", ")")
+    return _ESCAPES.sub(r"\1", tag) if "\\" in tag else tag
 
 
 def normal(tag: str) -> str:
@@ -47,10 +49,18 @@ def normal(tag: str) -> str:
 
     A face such as ``^_^`` keeps its underscore. Applying it twice changes nothing.
     """
-    folded = " ".join(unescaped(unicodedata.normalize("NFKC", tag)).casefold().split())
+    folded = tag.casefold() if tag.isascii() else _folded(tag)
+    folded = " ".join(unescaped(folded).split())
     if folded in KAOMOJI:
         return folded
     return " ".join(folded.replace("_", " ").split())
+
+
+def _folded(tag: str) -> str:
+    """Unicode's own form for comparing without case (TR31, NFKC_Casefold, as two passes)."""
+    for _ in range(2):
+        tag = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tag).casefold())
+    return tag
 
 
 @lru_cache(maxsize=4)
