@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_atelier.pico import make, train_detector, train_tagger, train_unet, train_vae, world
+from lora_atelier.pico import detector, make, train_detector, train_tagger, train_unet, train_vae, world
 from lora_atelier.pico.muon import Muon, orthogonalised, split_weights
 from lora_atelier.pico.progress_file import load_tensors
 
@@ -26,6 +26,62 @@ def test_continued_stage_equals_uninterrupted_stage(tmp_path, monkeypatch):
     parts, _ = train_tagger.train_tagger(tmp_path / "parts", None, full)
     assert reached == [3, 6]
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+
+
+def test_continued_detector_equals_uninterrupted_detector(tmp_path, monkeypatch):
+    settings = train_detector.DetectorTraining(steps=4, batch=4, drawings=12, save_every_steps=2)
+    whole = train_detector.train_detector(tmp_path / "whole", settings)
+    save = train_detector.save_state
+
+    def save_then_stop(path, modules, optimizers, step):
+        save(path, modules, optimizers, step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_detector, "save_state", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_detector.train_detector(tmp_path / "parts", settings)
+    parts = train_detector.train_detector(tmp_path / "parts", settings)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+
+
+def test_the_exported_detector_gives_what_the_network_gives(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    net = detector.DetectorNet()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    net.eval()
+    detector.write_onnx(net, tmp_path / "model.onnx")
+    pictures = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        raw = net(pictures)
+        left, top, right, bottom = detector.sides(raw).unbind(1)
+    made = onnxruntime.InferenceSession(str(tmp_path / "model.onnx")).run(None, {"images": pictures.numpy()})[0]
+    expected = [
+        (left + right) / 2,
+        (top + bottom) / 2,
+        right - left,
+        bottom - top,
+        *raw[:, 4:].flatten(2).sigmoid().unbind(1),
+    ]
+    assert torch.allclose(torch.from_numpy(made), torch.stack(expected, dim=1), atol=1e-3)
+
+
+def test_a_cell_answers_for_the_nearest_box_it_lies_in():
+    boxes = torch.full((1, 3, 5), -1.0)
+    boxes[0, 0] = torch.tensor([0.0, 20, 20, 60, 80])
+    boxes[0, 1] = torch.tensor([1.0, 30, 20, 50, 40])
+    kinds, wanted = train_detector.targets(boxes, 5.0)
+    x, y = detector.cell_centres()
+    at = lambda px, py: int(((x - px).square() + (y - py).square()).argmin())  # noqa: E731
+    assert kinds[0, at(40, 50)] == 0
+    assert kinds[0, at(40, 30)] == 1
+    assert kinds[0, at(40, 70)] == -1
+    assert wanted[0, :, at(40, 30)].tolist() == [30, 20, 50, 40]
 
 
 @pytest.mark.slow
