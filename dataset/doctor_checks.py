@@ -146,7 +146,12 @@ def _trigger_finding(patient: Patient, *, late: bool, check: str, title: str, ad
 
 def shared_trigger_words(patient: Patient) -> Finding | None:
     """Triggers that blend because they share a word."""
-    concepts = [subset.concept for subset in patient.dataset.subsets if not subset.is_reg]
+    known = {entry.subset for entry in patient.triggers}
+    concepts = [
+        subset.concept
+        for number, subset in enumerate(patient.dataset.subsets)
+        if not subset.is_reg and number not in known
+    ]
     shared = shared_words(all_trigger_words(patient.triggers, concepts))
     if not shared:
         return None

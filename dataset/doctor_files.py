@@ -106,7 +106,7 @@ def duplicates_across(patient: Patient) -> Finding | None:
     if not mixed:
         return None
     advice = "Take them out of the regularisation set: it would teach the class what only the trigger should mean."
-    return _group_finding(patient, "duplicates_across", WARNING, "The same picture in training and regularisation",
+    return _group_finding(patient, "duplicates_across", WARNING, "Near-duplicates across training and regularisation",
                           mixed, advice)  # fmt: skip
 
 
@@ -124,7 +124,12 @@ def _groups(patient: Patient, chosen: NDArray[np.bool_]) -> list[DuplicateGroup]
     usable = chosen.copy()
     usable[list(patient.pixels.damaged)] = False
     rows = np.flatnonzero(usable)
-    found = duplicate_groups(patient.pixels.hashes[rows], patient.params.duplicate_distance, progress=patient.progress)
+    found = duplicate_groups(
+        patient.pixels.hashes[rows],
+        patient.params.duplicate_distance,
+        colours=patient.pixels.colours[rows],
+        progress=patient.progress,
+    )
     return [
         DuplicateGroup(rows=tuple(int(rows[place]) for place in group.rows), distance=group.distance) for group in found
     ]

@@ -1,7 +1,9 @@
 """Near-duplicate pictures: a 64-bit perceptual hash, and all pairs within a Hamming distance without comparing all.
 
 The hash is the sign pattern of the lowest 8 x 8 cosine frequencies of a 32 x 32 grey picture around their median
-(pHash; C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2.1).
+(pHash; C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2.1). It knows
+nothing of colour and little of drawings with one shape on an even ground, so the mean colours of 4 x 4 fields decide
+whether two pictures with near hashes are near-duplicates.
 Pairs are found by multi-index hashing (M. Norouzi, A. Punjani, D. Fleet, "Fast Exact Search in Hamming Space with
 Multi-Index Hashing", 2014): of two hashes at most d bits apart, cut into four parts of 16 bits, one part differs in
 at most floor(d / 4) bits, so only hashes that agree nearly in a part are compared.
@@ -24,12 +26,21 @@ MAX_DISTANCE = 11
 """Largest distance searched: beyond it, pictures that have nothing to do with each other begin to match."""
 
 _SIDE_PX = 32
+_LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
 _KEPT = 8
 _PARTS = 4
 _PART_BITS = 16
 _PART_VALUES = 1 << _PART_BITS
-_FLAT = 1e-3
-"""Frequencies of a smaller share of the full grey range than this are rounding, not content."""
+_FLAT = 2.0
+_FAINT = 0.01
+"""Frequencies weaker than the first, or than this share of the strongest, are rounding and not content."""
+_FIELDS = 4
+COLOUR_BYTES = 3 * _FIELDS * _FIELDS
+MAX_COLOUR_DIFFERENCE = 16.0
+"""Mean difference (of 255) of the fields' colours up to which two pictures can be one: light may differ, hues not."""
+_MAX_VARIANTS = 64
+"""Pictures of one hash and different colours that are compared with each other."""
 _PAIRS_AT_ONCE = 1 << 21
 
 
@@ -52,13 +63,19 @@ def perceptual_hash(image: Image.Image) -> int:
     Args:
         image: Any size and mode; it is made grey and 32 x 32 px by averaging.
     """
-    grey = image.convert("L").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX)
-    values = np.asarray(grey, dtype=np.float64)
+    small = np.asarray(image.convert("RGB").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX), dtype=np.float64)
+    values = small @ _LUMA
     basis = _cosines()
     low = basis @ (values - values.mean()) @ basis.T
-    low = np.where(np.abs(low) < _FLAT * 255 * _SIDE_PX, 0.0, low).reshape(-1)
+    strength = np.abs(low)
+    low = np.where(strength < max(_FLAT, _FAINT * float(strength.max())), 0.0, low).reshape(-1)
     bits = low > np.median(low)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def field_colours(image: Image.Image) -> bytes:
+    """Mean red, green and blue of 4 x 4 fields of a picture, row by row: 48 bytes."""
+    return image.convert("RGB").resize((_FIELDS, _FIELDS), Image.Resampling.BOX).tobytes()
 
 
 def hamming(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.uint8]:
@@ -104,24 +121,39 @@ def near_pairs(
 
 
 def duplicate_groups(
-    hashes: NDArray[np.uint64], distance: int, *, progress: Progress | None = None
+    hashes: NDArray[np.uint64],
+    distance: int,
+    *,
+    colours: NDArray[np.uint8] | None = None,
+    progress: Progress | None = None,
 ) -> list[DuplicateGroup]:
     """Groups of pictures that are near-duplicates of one another, largest first.
 
     Args:
         hashes: uint64 [pictures].
         distance: Greatest number of differing bits of two neighbours, 0 to 11.
+        colours: uint8 [pictures, 48], from :func:`field_colours`; without them the hashes alone decide.
         progress: May cancel.
 
     Raises:
         InputError: The distance is out of range.
     """
-    unique, inverse = np.unique(hashes, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    first, second, bits = near_pairs(unique, distance, progress=progress)
-    labels = _components(len(unique), first, second)
-    widest = np.zeros(len(unique), dtype=np.uint8)
-    np.maximum.at(widest, labels[first], bits)
+    if colours is None:
+        colours = np.zeros((len(hashes), COLOUR_BYTES), dtype=np.uint8)
+    kinds, inverse = _kinds(hashes, colours)
+    of_kind, of_colour = hashes[kinds], colours[kinds].astype(np.int16)
+    unique, hash_of_kind = np.unique(of_kind, return_inverse=True)
+    near = near_pairs(unique, distance, progress=progress)
+    first, second = _kind_pairs(hash_of_kind.reshape(-1), len(unique), near[0], near[1])
+    alike = np.zeros(len(first), dtype=bool)
+    for start in range(0, len(first), _PAIRS_AT_ONCE // 32):
+        part = slice(start, start + _PAIRS_AT_ONCE // 32)
+        difference = np.abs(of_colour[first[part]] - of_colour[second[part]]).mean(axis=1)
+        alike[part] = difference <= MAX_COLOUR_DIFFERENCE
+    first, second = first[alike], second[alike]
+    labels = _components(len(kinds), first, second)
+    widest = np.zeros(len(kinds), dtype=np.uint8)
+    np.maximum.at(widest, labels[first], hamming(of_kind[first], of_kind[second]))
     of_row = labels[inverse]
     order = np.argsort(of_row, kind="stable")
     _, starts, sizes = np.unique(of_row[order], return_index=True, return_counts=True)
@@ -131,6 +163,34 @@ def duplicate_groups(
         if size > 1
     ]
     return sorted(found, key=lambda group: (-len(group.rows), group.rows))
+
+
+def _kinds(hashes: NDArray[np.uint64], colours: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """One row of each combination of hash and colours, sorted by them, and every row's place among those."""
+    joined = np.concatenate([hashes.astype(">u8")[:, None].view(np.uint8).reshape(-1, 8), colours], axis=1)
+    keys = np.ascontiguousarray(joined).view(np.dtype((np.void, joined.shape[1]))).reshape(-1)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first.astype(np.int64), inverse.reshape(-1).astype(np.int64)
+
+
+def _kind_pairs(
+    hash_of_kind: NDArray[np.int64], num_hashes: int, first: NDArray[np.int64], second: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of kinds whose hashes are near or equal. Kinds are sorted by hash, then colour."""
+    counts = np.bincount(hash_of_kind, minlength=num_hashes).astype(np.int64)
+    starts = np.cumsum(counts) - counts
+    lefts, rights = [], []
+    for step in range(1, min(_MAX_VARIANTS, int(counts.max(initial=1)))):  # equal hashes, other colours
+        place = np.flatnonzero(hash_of_kind[step:] == hash_of_kind[:-step])
+        lefts.append(place)
+        rights.append(place + step)
+    limited = np.minimum(counts, _MAX_VARIANTS)
+    sizes = limited[first] * limited[second]
+    pair = np.repeat(np.arange(len(first)), sizes)
+    inside = np.arange(len(pair)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    lefts.append(starts[first[pair]] + inside // limited[second[pair]])
+    rights.append(starts[second[pair]] + inside % limited[second[pair]])
+    return np.concatenate(lefts).astype(np.int64), np.concatenate(rights).astype(np.int64)
 
 
 def _cosines() -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..core.index import Index
 from ..core.progress import Progress, SilentProgress
-from .duplicates import perceptual_hash
+from .duplicates import COLOUR_BYTES, field_colours, perceptual_hash
 from .headers import CONTENT_KIND, PictureFile, file_key
 from .images import BadPicture, content_hash
 from .thumbs import WORKERS, Crop, Shrunk, load_small
@@ -29,8 +29,7 @@ PIXELS_KIND = "pixels:1"
 _HASH_SIDE_PX = 128
 _BLOCK = 128
 """Pictures between two transactions; what a cancel can lose."""
-_FACTS = struct.Struct("<Bf")
-_DAMAGED = 1
+_FACTS = struct.Struct(f"<Bf{COLOUR_BYTES}s")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,12 +38,14 @@ class PixelFacts:
 
     Attributes:
         hashes: uint64 [pictures], the perceptual hash; 0 where the picture is damaged.
+        colours: uint8 [pictures, 48], mean colours of 4 x 4 fields, see ``duplicates.field_colours``.
         transparent: float32 [pictures], share of the picture that is transparent; nan without an alpha channel.
         damaged: Reason by place, for pictures that cannot be decoded.
         decoded: How many were decoded now; the others were known.
     """
 
     hashes: NDArray[np.uint64]
+    colours: NDArray[np.uint8]
     transparent: NDArray[np.float32]
     damaged: dict[int, str]
     decoded: int
@@ -54,6 +55,7 @@ class PixelFacts:
 class _Facts:
     phash: int
     transparent: float
+    colours: bytes = bytes(COLOUR_BYTES)
     damage: str = ""
 
 
@@ -67,6 +69,7 @@ def examine_pixels(dataset: "Dataset", *, index: Index | None = None, progress: 
     """
     progress = progress or SilentProgress()
     hashes = np.zeros(len(dataset), dtype=np.uint64)
+    colours = np.zeros((len(dataset), COLOUR_BYTES), dtype=np.uint8)
     transparent = np.full(len(dataset), np.nan, dtype=np.float32)
     damaged: dict[int, str] = {}
     decoded = 0
@@ -75,11 +78,12 @@ def examine_pixels(dataset: "Dataset", *, index: Index | None = None, progress: 
             rows = range(start, min(start + _BLOCK, len(dataset)))
             for row, facts, fresh in _block(dataset, rows, index, pool, progress):
                 hashes[row], transparent[row] = facts.phash, facts.transparent
+                colours[row] = np.frombuffer(facts.colours, dtype=np.uint8)
                 decoded += fresh
                 if facts.damage:
                     damaged[row] = facts.damage
     progress.update(len(dataset), max(1, len(dataset)), "Looking at pixels")
-    return PixelFacts(hashes=hashes, transparent=transparent, damaged=damaged, decoded=decoded)
+    return PixelFacts(hashes=hashes, colours=colours, transparent=transparent, damaged=damaged, decoded=decoded)
 
 
 def _block(
@@ -118,7 +122,7 @@ def _examine(path: Path, key: bytes, crop: Crop | None) -> tuple[bytes, _Facts]:
 
 def _facts_of(small: Shrunk) -> _Facts:
     transparent = float("nan") if small.transparent is None else small.transparent
-    return _Facts(phash=perceptual_hash(small.image), transparent=transparent)
+    return _Facts(phash=perceptual_hash(small.image), transparent=transparent, colours=field_colours(small.image))
 
 
 def _content_key(digest: bytes, crop: Crop | None) -> bytes:
@@ -152,9 +156,9 @@ def _remembered(keys: dict[int, bytes], index: Index | None) -> dict[int, _Facts
     for row, phash, packed in zip(keys, hashes, facts, strict=True):
         if phash is None or packed is None or len(phash) != 8 or len(packed) < _FACTS.size:
             continue
-        state, transparent = _FACTS.unpack_from(packed)
-        damage = packed[_FACTS.size :].decode("utf-8", "replace") if state == _DAMAGED else ""
-        known[row] = _Facts(phash=int.from_bytes(phash, "big"), transparent=transparent, damage=damage)
+        state, transparent, colours = _FACTS.unpack_from(packed)
+        damage = packed[_FACTS.size :].decode("utf-8", "replace") if state else ""
+        known[row] = _Facts(phash=int.from_bytes(phash, "big"), transparent=transparent, colours=colours, damage=damage)
     return known
 
 
@@ -167,7 +171,10 @@ def _remember(dataset: "Dataset", fresh: dict[int, tuple[bytes, _Facts]], index:
     index.put_many(
         PIXELS_KIND,
         [
-            (key, _FACTS.pack(_DAMAGED if facts.damage else 0, facts.transparent) + facts.damage.encode("utf-8"))
+            (
+                key,
+                _FACTS.pack(bool(facts.damage), facts.transparent, facts.colours) + facts.damage.encode("utf-8"),
+            )
             for key, facts in found.values()
         ],
     )

@@ -100,7 +100,7 @@ def _groups(dataset: Dataset, bits: int) -> list[tuple[int, ...]]:
     progress = get_host().progress()
     facts = examine_pixels(dataset, index=index_if_usable(progress), progress=progress)
     whole = np.array([row for row in range(len(dataset)) if row not in facts.damaged], dtype=np.int64)
-    found = duplicate_groups(facts.hashes[whole], bits, progress=progress)
+    found = duplicate_groups(facts.hashes[whole], bits, colours=facts.colours[whole], progress=progress)
     return [tuple(whole[list(group.rows)].tolist()) for group in found]
 
 

@@ -198,7 +198,7 @@ def big_dataset(rows: int, tags_per_row: int = 30, folders: int = 20) -> Dataset
 
 def test_checks_of_the_table_are_quick_on_many_pictures() -> None:
     patient = Patient(dataset=big_dataset(20_000), params=DoctorParams(batch_size=4))
-    start = time.perf_counter()
+    start = time.process_time()
     for check in TABLE_CHECKS:
         check.run(patient)
-    assert time.perf_counter() - start < 10.0
+    assert time.process_time() - start < 10.0

@@ -12,7 +12,7 @@ from atelier_tests.helpers.sick_folder import sketch
 from lora_atelier.core.errors import InputError
 from lora_atelier.core.progress import Cancelled
 from lora_atelier.dataset import duplicates
-from lora_atelier.dataset.duplicates import duplicate_groups, hamming, near_pairs, perceptual_hash
+from lora_atelier.dataset.duplicates import duplicate_groups, field_colours, hamming, near_pairs, perceptual_hash
 
 
 def related_hashes(count: int = 1200) -> np.ndarray:
@@ -52,19 +52,19 @@ def test_groups_are_chains_of_neighbours() -> None:
 
 
 def test_many_equal_pictures_are_one_group() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     (group,) = duplicate_groups(np.zeros(200_000, dtype=np.uint64), 6)
     assert len(group.rows) == 200_000
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
 
 
 def test_two_hundred_thousand_hashes_in_seconds() -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, 200_000, dtype=np.uint64)
     hashes[-1] = hashes[0] ^ np.uint64(0b1011)
-    start = time.perf_counter()
+    start = time.process_time()
     (group,) = duplicate_groups(hashes, 6)
     assert group.rows == (0, 199_999)
-    assert time.perf_counter() - start < 15.0
+    assert time.process_time() - start < 15.0
 
 
 def test_the_hash_survives_scaling_saving_and_light() -> None:
@@ -78,6 +78,28 @@ def test_the_hash_survives_scaling_saving_and_light() -> None:
     apart = hamming(hashes[:, None], hashes[None, :])[np.triu_indices(30, 1)]
     assert apart.min() > 11
     assert perceptual_hash(Image.new("RGB", (64, 64), (10, 20, 30))) == 0
+
+
+def test_colours_tell_drawings_of_one_shape_apart() -> None:
+    hashes, colours = [], []
+    for ground, shape in (
+        ((120, 70, 50), (250, 130, 20)),
+        ((130, 230, 240), (40, 60, 220)),
+        ((120, 70, 50), (250, 134, 22)),
+    ):
+        picture = Image.new("RGB", (96, 96), ground)
+        picture.paste(shape, (20, 30, 70, 66))
+        hashes.append(perceptual_hash(picture))
+        colours.append(list(field_colours(picture)))
+    found = duplicate_groups(np.array(hashes, dtype=np.uint64), 11, colours=np.array(colours, dtype=np.uint8))
+    assert [group.rows for group in found] == [(0, 2)]
+
+
+def test_equal_hashes_of_many_colours() -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (3000, 48)).astype(np.uint8)
+    colours[2999] = colours[7] ^ 1
+    found = duplicate_groups(np.zeros(3000, dtype=np.uint64), 6, colours=colours)
+    assert [group.rows for group in found] == [(7, 2999)]
 
 
 def test_distance_is_checked_and_cancel_is_heard() -> None:
