@@ -70,7 +70,7 @@ def identify(path: Path) -> Identity:
     for name, family in families().items():
         if family.detect(header):
             return Identity(family=name, title=family.title, is_pico="atelier.sizes" in header.metadata, header=header)
-    titles = ", ".join(family.title for family in families().values())
+    titles = " or ".join(family.title for family in families().values())
     raise FormatError(f"{path.name} is {describe(header)}; a base model must be a full checkpoint of {titles}")
 
 
@@ -111,6 +111,11 @@ def _inputs_are(header: Header, *channels: int) -> bool:
     return len(shape) == 4 and shape[1] in channels
 
 
+def _has_inside(header: Header, *starts: str) -> bool:
+    """Whether a diffusion model, alone or in a checkpoint, has keys that begin so."""
+    return _has(header, *starts, *(f"{_UNET}{start}" for start in starts))
+
+
 def _only(header: Header, *prefixes: str) -> bool:
     return all(key.startswith(prefixes) for key in header.shapes)
 
@@ -135,6 +140,11 @@ _KINDS: tuple[tuple[str, Callable[[Header], bool]], ...] = (
     ("an IP-Adapter", lambda header: _has(header, "ip_adapter.", "image_proj.")),
     ("an AnimateDiff motion module", lambda header: any(".motion_modules." in key for key in header.shapes)),
     ("an SD3 checkpoint", lambda header: _has(header, f"{_UNET}joint_blocks.", "joint_blocks.")),
+    (
+        "a Hunyuan Video checkpoint",
+        lambda header: _has_inside(header, "txt_in.individual_token_refiner."),
+    ),
+    ("a Chroma checkpoint", lambda header: _has_inside(header, "distilled_guidance_layer.")),
     ("a Flux checkpoint", lambda header: _has(header, f"{_UNET}double_blocks.", "double_blocks.")),
     (
         "a Flux or SD3 transformer in the diffusers layout",
@@ -145,10 +155,22 @@ _KINDS: tuple[tuple[str, Callable[[Header], bool]], ...] = (
         lambda header: _has(header, f"{_UNET}label_emb.") and _context_is(header, 1280),
     ),
     (
-        "an SDXL inpainting checkpoint",
-        lambda header: _has(header, f"{_UNET}label_emb.") and _inputs_are(header, 8, 9),
+        "an SDXL inpainting or instruct-pix2pix checkpoint",
+        lambda header: _has(header, f"{_UNET}label_emb.") and _context_is(header, 2048) and _inputs_are(header, 8, 9),
     ),
-    ("an SDXL base checkpoint", lambda header: _has(header, f"{_UNET}label_emb.") and _context_is(header, 2048)),
+    (
+        "an SDXL checkpoint with the EDM noise schedule (Playground 2.5, CosXL)",
+        lambda header: _has(header, "edm_mean", "edm_vpred.") and _context_is(header, 2048),
+    ),
+    (
+        "a distilled SDXL checkpoint with fewer transformers (SSD-1B, Segmind Vega, KOALA)",
+        lambda header: _has(header, f"{_UNET}label_emb.") and _context_is(header, 2048),
+    ),
+    ("a Stable Video Diffusion checkpoint", lambda header: any(".time_stack." in key for key in header.shapes)),
+    (
+        "an SD2.1 unCLIP checkpoint",
+        lambda header: _has(header, f"{_UNET}label_emb.") and _context_is(header, 1024),
+    ),
     (
         "an SD2 inpainting, depth or upscaling checkpoint",
         lambda header: _context_is(header, 1024) and _inputs_are(header, 5, 7, 8, 9),
@@ -156,7 +178,15 @@ _KINDS: tuple[tuple[str, Callable[[Header], bool]], ...] = (
     ("an SD2 checkpoint (2.0 or 2.1, 512 or 768 px)", lambda header: _context_is(header, 1024)),
     ("an SD1.x inpainting checkpoint", lambda header: _context_is(header, 768) and _inputs_are(header, 9)),
     ("an SD1.x instruct-pix2pix checkpoint", lambda header: _context_is(header, 768) and _inputs_are(header, 8)),
-    ("a Stable Cascade checkpoint", lambda header: _has(header, "clip_txt_mapper.", f"{_UNET}clip_txt_mapper.")),
+    ("a Stable Cascade checkpoint", lambda header: _has_inside(header, "clip_txt_mapper.", "clf.1.", "clip_mapper.")),
+    ("a Wan video checkpoint", lambda header: _has_inside(header, "head.modulation")),
+    ("a Qwen-Image checkpoint", lambda header: _has_inside(header, "txt_norm.")),
+    ("a Hunyuan-DiT checkpoint", lambda header: _has_inside(header, "mlp_t5.")),
+    ("a PixArt checkpoint", lambda header: _has_inside(header, "t_block.1.")),
+    ("an LTX-Video checkpoint", lambda header: _has_inside(header, "adaln_single.emb.timestep_embedder.")),
+    ("an AuraFlow checkpoint", lambda header: _has_inside(header, "double_layers.0.")),
+    ("a Lumina 2 or Z-Image checkpoint", lambda header: _has_inside(header, "cap_embedder.")),
+    ("a HiDream checkpoint", lambda header: _has_inside(header, "caption_projection.0.")),
     ("a checkpoint of an architecture this pack does not know", lambda header: _has(header, _UNET)),
     ("a VAE alone", lambda header: _only(header, "first_stage_model.")),
     (

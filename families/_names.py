@@ -21,6 +21,8 @@ _BASIC = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
@@ -29,7 +31,7 @@ _MODULE = re.compile(
     r"^((?:down_blocks|up_blocks)\.\d+\.(?:resnets|attentions)\.\d+"
     r"|(?:down_blocks|up_blocks)\.\d+\.(?:downsamplers|upsamplers)\.0\.conv"
     r"|mid_block\.(?:resnets|attentions)\.\d+"
-    r"|time_embedding\.linear_[12]|conv_in|conv_norm_out|conv_out)(?:\.(.+))?$"
+    r"|(?:time|add)_embedding\.linear_[12]|conv_in|conv_norm_out|conv_out)(?:\.(.+))?$"
 )
 
 
@@ -121,8 +123,8 @@ _LDM_STEM = re.compile(r"^(input|output)_blocks_(\d+)(?:_|$)")
 def block_of_unet_stem(stem: str, *, levels: int, layers_per_block: int) -> str | None:
     """`IN04`, `MID`, `OUT03` ... of a stem in diffusers or LDM naming, dotted or with underscores.
 
-    `TE` for a text-encoder stem, None for an unknown one. The time embedding counts as IN00 and the output layers as
-    the last OUT block, because no block-weight vector has a place of its own for them.
+    `TE` for a text-encoder stem, None for an unknown one. The time and size embeddings count as IN00 and the output
+    layers as the last OUT block, because no block-weight vector has a place of its own for them.
     """
     name = stem.replace(".", "_")
     if _TEXT_STEM.match(name):
@@ -141,7 +143,7 @@ def block_of_unet_stem(stem: str, *, levels: int, layers_per_block: int) -> str 
         if found[1] == "down":
             return f"IN{step * (level + 1) if found[3] == 'downsamplers' else 1 + step * level + inner:02d}"
         return f"OUT{step * level + (layers_per_block if found[3] == 'upsamplers' else inner):02d}"
-    if name.startswith(("conv_in", "time_embed")):
+    if name.startswith(("conv_in", "time_embed", "label_emb", "add_embedding", "class_embedding")):
         return "IN00"
     if name.startswith(("conv_out", "conv_norm_out", "out_")):
         return f"OUT{last:02d}"
@@ -184,22 +186,34 @@ def comfy_unet_stems(ldm_keys: Iterable[str], diffusers_paths: Iterable[str]) ->
     return stems
 
 
-def comfy_text_stems(num_layers: int, keys: Iterable[str]) -> set[str]:
-    """The stems ComfyUI's loader knows for an SD1.x text encoder.
+def comfy_text_stems(num_layers: int, *, comfy_name: str = "clip_l") -> dict[str, str]:
+    """The stems ComfyUI's loader knows for a text encoder, with the transformers path of each one's module.
 
     Args:
         num_layers: of the encoder.
-        keys: `text_model.encoder.layers.0.mlp.fc1.weight` ... of the text encoder.
+        comfy_name: `clip_l`, `clip_h` (SD2) or `clip_g` (SDXL's second).
     """
-    stems = {f"text_encoders.clip_l.transformer.{key[: -len('.weight')]}" for key in keys if key.endswith(".weight")}
-    stems.update({"lora_te1_text_projection", "text_encoders.clip_l.transformer.text_projection"})
+    dotted, flats = ("text_encoder_2", ("lora_te2",)) if comfy_name == "clip_g" else (
+        "text_encoder", ("lora_te", "lora_te1"),
+    )  # fmt: skip
+    stems = {f"text_encoders.{comfy_name}.transformer.{path}": path for path in text_paths(num_layers)}
+    if comfy_name != "clip_h":
+        stems[f"{flats[-1]}_text_projection"] = "text_projection"
     for layer in range(num_layers):
-        for dotted, flat in TEXT_LAYERS.items():
-            tail = f"text_model_encoder_layers_{layer}_{flat}"
-            stems.update(
-                {f"lora_te_{tail}", f"lora_te1_{tail}", f"text_encoder.text_model.encoder.layers.{layer}.{dotted}"}
-            )
+        for inner, flat in TEXT_LAYERS.items():
+            path, tail = f"text_model.encoder.layers.{layer}.{inner}", f"text_model_encoder_layers_{layer}_{flat}"
+            stems.update({f"{name}_{tail}": path for name in flats})
+            stems[f"{dotted}.{path}"] = path
     return stems
+
+
+def text_paths(num_layers: int) -> list[str]:
+    """The transformers paths of everything in a CLIP text model that has a weight."""
+    paths = ["text_model.embeddings.token_embedding", "text_model.embeddings.position_embedding"]
+    for layer in range(num_layers):
+        inner = (*TEXT_LAYERS, "layer_norm1", "layer_norm2")
+        paths += [f"text_model.encoder.layers.{layer}.{name}" for name in inner]
+    return [*paths, "text_model.final_layer_norm", "text_projection"]
 
 
 def diffusers_paths(ldm_keys: Iterable[str], modules: Mapping[str, str]) -> list[str]:
@@ -213,6 +227,8 @@ def diffusers_paths(ldm_keys: Iterable[str], modules: Mapping[str, str]) -> list
         name = key[: -len(".weight")]
         if name in inverse:
             paths.append(inverse[name])
+            if name.startswith("label_emb."):  # ComfyUI knows it by a second name
+                paths.append(inverse[name].replace("add_embedding", "class_embedding"))
             continue
         prefix = next((ldm for ldm in inverse if name.startswith(f"{ldm}.")), None)
         if prefix is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,33 @@ from ..core.tensors import TensorFile
 _SHOWN_KEYS = 4
 
 
+@dataclass(frozen=True, kw_only=True)
+class FilePart:
+    """Where a parameter lies in a file.
+
+    Attributes:
+        key: without the part's prefix.
+        rows: (first, end) where several parameters are kept in one tensor; None for the whole of it.
+        transposed: whether rows and columns are exchanged.
+    """
+
+    key: str
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+    def of(self, value: Tensor) -> Tensor:
+        """The parameter's values in the tensor of the file."""
+        value = value if self.rows is None else value[self.rows[0] : self.rows[1]].clone()
+        return value.T.contiguous() if self.transposed and value.ndim == 2 else value
+
+
 def fill_module(
     module: nn.Module,
     file: TensorFile,
     *,
     what: str,
     prefix: str,
-    file_key: Callable[[str], str | None],
+    file_key: Callable[[str], FilePart | None],
     ignored: Callable[[str], bool],
     dtype: torch.dtype,
     device: torch.device | str,
@@ -36,7 +57,7 @@ def fill_module(
         file: the open checkpoint.
         what: the part's name for errors, e.g. "UNet".
         prefix: of the part's keys in the file.
-        file_key: module key -> key in the file without `prefix`; None where the file's layout knows no such key.
+        file_key: module key -> place in the file; None where the file's layout knows no such key.
         ignored: whether a key of the file (without prefix) that no parameter asks for may be there.
         dtype: of the parameters.
         device: of the parameters.
@@ -47,14 +68,18 @@ def fill_module(
     """
     if progress is not None:
         progress.status(f"Loading the {what} of {file.path.name}")
-    wanted = {key: file_key(key) for key, _ in module.named_parameters()}
+    places = {key: file_key(key) for key, _ in module.named_parameters()}
+    wanted = {key: None if place is None else place.key for key, place in places.items()}
     present = {key[len(prefix) :] for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     _refuse_strangers(wanted, present, file.path, what=what, prefix=prefix, ignored=ignored)
     for key, parameter in list(module.named_parameters()):
         if progress is not None:
             progress.check()
-        value = _fitted(file.tensor(f"{prefix}{wanted[key]}", dtype=dtype), parameter, f"{prefix}{wanted[key]}", file)
-        _assign(module, key, nn.Parameter(value.to(device), requires_grad=False))
+        place = places[key]
+        if place is not None:  # all are, or strangers were refused above
+            name = f"{prefix}{place.key}"
+            value = _fitted(place.of(file.tensor(name, dtype=dtype)), parameter, name, file)
+            _assign(module, key, nn.Parameter(value.to(device), requires_grad=False))
     _fill_buffers(module, what, device)
 
 
@@ -67,7 +92,7 @@ def _refuse_strangers(
     prefix: str,
     ignored: Callable[[str], bool],
 ) -> None:
-    missing = sorted(key for key in wanted.values() if key is not None and key not in present)
+    missing = sorted({key for key in wanted.values() if key is not None and key not in present})
     missing += sorted(key for key, name in wanted.items() if name is None)
     unexpected = sorted(key for key in set(present) - set(wanted.values()) if not ignored(key))
     if missing or unexpected:

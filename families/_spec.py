@@ -17,7 +17,12 @@ from ..core.progress import Progress
 from ..core.tensors import Header
 
 Part = Literal["unet", "text_encoder"]
-Kind = Literal["linear", "conv1x1", "conv3x3"]
+Kind = Literal["linear", "conv1x1", "conv3x3", "norm"]
+
+EPSILON = "epsilon"
+V_PREDICTION = "v_prediction"
+PREDICTIONS = (EPSILON, V_PREDICTION)
+"""What a UNet's output means: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) x_0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +34,9 @@ class Target:
         path: dotted path in the names of diffusers and transformers.
         part: which component it belongs to.
         block: `IN01` ... `MID` ... `OUT11`, or `TE`.
-        kind: linear or convolution by kernel size.
+        kind: linear, convolution by kernel size, or normalisation.
         module: the live module.
+        group: what it does in the model, e.g. `cross-attention`; set by `every_target`.
     """
 
     stem: str
@@ -39,6 +45,7 @@ class Target:
     block: str
     kind: Kind
     module: nn.Module
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,75 @@ class TextState:
 
     hidden: Tensor
     pooled: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What else the UNet is told of every picture: int64 [batch, 2] each, (height, width) or (top, left) in px.
+
+    Attributes:
+        original_size: of the picture before it was scaled.
+        crop: how much of the scaled picture was cut off at the top and at the left.
+        target_size: of what is trained or drawn.
+    """
+
+    original_size: Tensor
+    crop: Tensor
+    target_size: Tensor
+
+    @classmethod
+    def uncropped(cls, *, height_px: int, width_px: int, batch_size: int) -> Conditioning:
+        """A picture of exactly this size; what ComfyUI says when a prompt says nothing."""
+        size = torch.tensor([[height_px, width_px]]).expand(batch_size, 2)
+        return cls(original_size=size, crop=torch.zeros_like(size), target_size=size)
+
+    def flat(self) -> Tensor:
+        """int64 [batch, 6]: original height and width, crop top and left, target height and width."""
+        return torch.cat((self.original_size, self.crop, self.target_size), dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What differs between files of one family.
+
+    Attributes:
+        prediction_type: one of `PREDICTIONS`.
+        zero_terminal_snr: whether the last time step is pure noise.
+    """
+
+    prediction_type: str = EPSILON
+    zero_terminal_snr: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderSpec:
+    """One text encoder of a family.
+
+    Attributes:
+        part: its place in `Family.sizes`.
+        title: for people.
+        stem: beginning of its modules' names in LoRA files, e.g. `lora_te1`.
+        comfy_name: what ComfyUI calls it, e.g. `clip_l`.
+        prefixes: of its keys in a checkpoint; the first that occurs is taken.
+        open_clip: whether its keys are those of OpenCLIP, else those of transformers.
+        pads_with_zero: whether a short text is filled up with token 0 (OpenCLIP), else with the end mark.
+        own_layer: the layer that the base was made with, counted from the last (1) of those in the file.
+        normed: whether that layer goes through the final layer norm.
+        pooled: whether its projected end-mark state is given to the UNet as well.
+        dropped_layers: how many last layers are never built, because nobody uses them.
+    """
+
+    part: str
+    title: str
+    stem: str
+    comfy_name: str
+    prefixes: tuple[str, ...]
+    open_clip: bool = False
+    pads_with_zero: bool = False
+    own_layer: int = 1
+    normed: bool = True
+    pooled: bool = False
+    dropped_layers: int = 0
 
 
 @dataclass(kw_only=True)
@@ -60,7 +136,19 @@ class Components:
 
 
 class Family(Protocol):
-    """One model family. Every method works on the family's full size and on its tiny relatives alike."""
+    """One model family. Every method works on the family's full size and on its tiny relatives alike.
+
+    Attributes:
+        name: key and file name.
+        title: for people.
+        base_model_version: `ss_base_model_version` of the family's usual files.
+        architecture: `modelspec.architecture` of a LoRA for them.
+        latent_scale: what the VAE's latents are multiplied by before the UNet sees them.
+        num_train_timesteps: of the noise schedule.
+        prediction_type: of the family's usual files; a file's own is in its `Variant`.
+        blocks: of the UNet, in the order of the forward pass.
+        text_encoders: one for each, in the order of `Components.text_encoders`.
+    """
 
     name: str
     title: str
@@ -70,13 +158,22 @@ class Family(Protocol):
     num_train_timesteps: int
     prediction_type: str
     blocks: tuple[str, ...]
+    text_encoders: tuple[TextEncoderSpec, ...]
 
     def detect(self, header: Header) -> bool:
         """Whether the file with this header is of the family."""
         ...
 
+    def variant(self, path: Path) -> Variant:
+        """What the file predicts, by its markers; a tensor or two are read at most."""
+        ...
+
+    def file_facts(self, variant: Variant) -> dict[str, Any]:
+        """What a LoRA file says of the base it was made for: `ss_` and `modelspec.` keys."""
+        ...
+
     def sizes(self, header: Header) -> dict[str, dict[str, Any]]:
-        """The configuration of every part under "unet", "vae" and "text_encoder"."""
+        """The configuration of every part under "unet", "vae" and each text encoder's `part`."""
         ...
 
     def load(
@@ -87,16 +184,17 @@ class Family(Protocol):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
+        vae_path: Path | None = None,
     ) -> Components:
-        """Builds the asked parts, frozen and in evaluation mode."""
+        """Builds the asked parts, frozen and in evaluation mode; the VAE from `vae_path` where one is given."""
         ...
 
-    def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str]) -> Tensor:
-        """Token ids [batch, 77], int64."""
+    def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str]) -> tuple[Tensor, ...]:
+        """Token ids int64 [batch, 77] for every text encoder."""
         ...
 
     def encode_text(self, components: Components, captions: Sequence[str], *, clip_skip: int) -> TextState:
-        """What the text encoder says of the captions; differentiable through an attached adapter."""
+        """What the text encoders say of the captions; differentiable through an attached adapter."""
         ...
 
     def encode_image(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,16 +205,32 @@ class Family(Protocol):
         """Pixels [batch, h, w, 3] in 0..1 of scaled latents [batch, 4, h/8, w/8]."""
         ...
 
-    def predict(self, unet: Any, noisy_latents: Tensor, timesteps: Tensor, text: TextState) -> Tensor:
-        """The UNet's output for scaled noisy latents at integer timesteps [batch]."""
+    def predict(
+        self,
+        unet: Any,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        text: TextState,
+        *,
+        conditioning: Conditioning | None = None,
+    ) -> Tensor:
+        """The UNet's output for scaled noisy latents at integer timesteps [batch].
+
+        A family without sizes passes over `conditioning`; one that has them takes the latents' own size, uncropped,
+        where none is given.
+        """
         ...
 
-    def alphas_cumprod(self) -> Tensor:
+    def alphas_cumprod(self, *, zero_terminal_snr: bool = False) -> Tensor:
         """The share of signal variance left at each training timestep, float64 [num_train_timesteps]."""
         ...
 
     def targets(self, components: Components, *, unet: bool = True, text_encoder: bool = True) -> list[Target]:
-        """The default LoRA targets, text encoder first, in the order of the modules."""
+        """The default LoRA targets, text encoders first, in the order of the modules."""
+        ...
+
+    def unet_stem(self, unet: Any, path: str) -> str:
+        """The stem in a LoRA file of the UNet's module at a path in diffusers' names."""
         ...
 
     def block_of_stem(self, stem: str) -> str:
@@ -125,6 +239,10 @@ class Family(Protocol):
 
     def accepted_stems(self, source: Components | Header | Path) -> set[str]:
         """Every stem that ComfyUI's LoRA loader matches on this base."""
+        ...
+
+    def modules_by_stem(self, components: Components) -> dict[str, nn.Module]:
+        """The linear, convolution and norm layers of UNet and text encoders by every stem that is accepted."""
         ...
 
 

@@ -92,19 +92,23 @@ def _from_folder(name: str) -> Any:
     return CLIPTokenizer.from_pretrained(name, local_files_only=True)
 
 
-def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Token ids as ComfyUI gives for plain text: start, at most 75 tokens, end, padded with end.
+def tokenize(tokenizer: Any, captions: Sequence[str], *, pads_with_zero: bool = False) -> Tensor:
+    """Token ids as ComfyUI gives for plain text: start, at most 75 tokens, end, and end marks or zeros up to 77.
+
+    Args:
+        tokenizer: of transformers.
+        captions: the texts.
+        pads_with_zero: as OpenCLIP fills up; CLIP takes the end mark.
 
     Returns:
         int64 [len(captions), 77].
     """
     start, end = _special_id(tokenizer, BOS), _special_id(tokenizer, EOS)
-    rows = torch.full((len(captions), NUM_TOKENS), end, dtype=torch.long)
+    rows = torch.full((len(captions), NUM_TOKENS), 0 if pads_with_zero else end, dtype=torch.long)
     rows[:, 0] = start
     for row, caption in zip(rows, captions, strict=True):
         ids = tokenizer(caption, add_special_tokens=False, truncation=True, max_length=NUM_TOKENS - 2)["input_ids"]
-        if ids:
-            row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.long)
+        row[1 : 2 + len(ids)] = torch.tensor([*ids, end], dtype=torch.long)
     return rows
 
 

@@ -130,15 +130,16 @@ def write_base(
     save_tensors(path, single_file_tensors(unet, vae, text), file_metadata(text_config, vocabulary))
 
 
-def fold_latent_scale(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
-    """Change both 1x1 convolutions around the latents so that latents x 0.18215 have mean 0 and deviation 1.
+def fold_latent_scale(vae: AutoencoderKL, mean: Tensor, std: Tensor, *, scale: float = sizes.VAE_SCALE) -> None:
+    """Change both 1x1 convolutions around the latents so that latents x `scale` have mean 0 and deviation 1.
 
     Args:
         vae: changed in place; pictures rebuilt by it stay the same.
         mean: [4] mean of the latents as they are now.
         std: [4] standard deviation of the latents as they are now.
+        scale: of the family.
     """
-    gain = 1.0 / (std * sizes.VAE_SCALE)
+    gain = 1.0 / (std * scale)
     inward, outward = vae.quant_conv, vae.post_quant_conv
     channels = sizes.LATENT_CHANNELS
     with torch.no_grad():

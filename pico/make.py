@@ -1,6 +1,6 @@
-"""Makes the tiny world's base, tagger and detector from nothing: `python -m lora_atelier.pico.make`.
+"""Makes the tiny world's bases, tagger and detector from nothing: `python -m lora_atelier.pico.make`.
 
-Stages, in order: `vae`, `base`, `tagger`, `detector`, `assets`. Each continues where it stopped; states, sample
+Stages, in order: `vae`, `base`, `sdxl`, `tagger`, `detector`, `assets`. Each continues where it stopped; states, sample
 sheets and figures lie in the work folder. Two cores need a little under two hours.
 """
 
@@ -20,20 +20,23 @@ from . import detector, tagger_net, world
 from .judge import ASSETS, Judge, paint_all, shape_prompts, share_as_asked
 from .sheets import labelled_sheet
 from .train_detector import DetectorTraining, detector_overlap, train_detector
+from .train_sdxl import SdxlTraining, train_sdxl
 from .train_tagger import Agreement, TaggerTraining, agreement, judged_scene, train_tagger
 from .train_unet import BaseTraining, normalise_vae, train_base
 from .train_vae import VaeTraining, train_vae
 
 WORK = Path(__file__).resolve().parent.parent / "build" / "pico"
-STAGES = ("vae", "base", "tagger", "detector", "assets")
+STAGES = ("vae", "base", "sdxl", "tagger", "detector", "assets")
 PUBLISHED = (
     "pico-base.safetensors",
+    "pico-sdxl.safetensors",
     "pico-tagger/model.onnx",
     "pico-tagger/selected_tags.csv",
     "pico-detector/model.onnx",
 )
 SIZE_LIMIT_BYTES = {
     "pico-base.safetensors": 24_000_000,
+    "pico-sdxl.safetensors": 8_000_000,
     "pico-tagger/model.onnx": 1_000_000,
     "pico-detector/model.onnx": 500_000,
 }
@@ -45,6 +48,7 @@ class Plan:
 
     vae: VaeTraining = VaeTraining()
     base: BaseTraining = BaseTraining()
+    sdxl: SdxlTraining = SdxlTraining()
     tagger: TaggerTraining = TaggerTraining()
     detector: DetectorTraining = DetectorTraining()
     judged_pictures: int = 200
@@ -64,6 +68,9 @@ def make(work: Path, assets: Path, last_stage: str, plan: Plan) -> dict[str, flo
     trainer = train_base(work, vae, plan.base)
     trainer.write_base(work / "pico-base.safetensors")
     if last_stage == "base":
+        return figures
+    train_sdxl(work, work / "pico-base.safetensors", plan.sdxl)
+    if last_stage == "sdxl":
         return figures
     net, counts = train_tagger(work, vae, plan.tagger)
     tagger_net.write_onnx(net, work / "pico-tagger" / "model.onnx")

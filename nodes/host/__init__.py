@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from .protocol import PICO_NAME, SETTINGS_FILE, Host
+from .protocol import OWN_VAE, PICO_NAME, PICO_XL_NAME, SETTINGS_FILE, Host
 
-__all__ = ["PICO_NAME", "SETTINGS_FILE", "Host", "get_host", "set_host"]
+__all__ = ["OWN_VAE", "PICO_NAME", "PICO_XL_NAME", "SETTINGS_FILE", "Host", "get_host", "set_host"]
 
 _chosen: Host | None = None
 

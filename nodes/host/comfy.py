@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.files import Roots
 from ...core.index import Index
-from .protocol import CLIP, CONDITIONING, LATENT, MODEL, PICO_NAME, SETTINGS_FILE, VAE
+from .protocol import CLIP, CONDITIONING, LATENT, MODEL, OWN_VAE, PICO_NAME, SETTINGS_FILE, VAE
 from .shared import (
     CHECKPOINT_SUFFIXES,
-    PICO_BASE,
+    PICO_BASES,
     PICO_TAGGER,
     add_to_digest,
     choose,
@@ -27,6 +27,7 @@ from .shared import (
     open_index,
     shipped,
     tagger_entries,
+    with_merged,
 )
 
 if TYPE_CHECKING:
@@ -148,13 +149,21 @@ class ComfyHost:
 
     # names of files --------------------------------------------------------------------------------------------
     def checkpoint_names(self) -> list[str]:
-        """The checkpoints that are safetensors files, and the built-in one."""
-        return [*_safetensors("checkpoints"), PICO_NAME]
+        """The checkpoints that are safetensors files, and the built-in ones."""
+        return [*_safetensors("checkpoints"), *PICO_BASES]
 
     def checkpoint_path(self, name: str) -> Path:
         """Path of a checkpoint by its name."""
         chosen = choose("base model", name, self.checkpoint_names())
-        return shipped(PICO_BASE) if chosen == PICO_NAME else _full_path("checkpoints", chosen)
+        return shipped(PICO_BASES[chosen]) if chosen in PICO_BASES else _full_path("checkpoints", chosen)
+
+    def vae_names(self) -> list[str]:
+        """The VAE files that are safetensors files."""
+        return [OWN_VAE, *_safetensors("vae")]
+
+    def vae_path(self, name: str) -> Path | None:
+        """Path of a VAE by its name."""
+        return None if name in ("", OWN_VAE) else _full_path("vae", choose("VAE", name, self.vae_names()))
 
     def lora_names(self) -> list[str]:
         """The LoRA files that are safetensors files."""
@@ -222,22 +231,26 @@ class ComfyHost:
 
     # generation ------------------------------------------------------------------------------------------------
     def load_base(self, base: Base) -> tuple[MODEL, CLIP, VAE]:
-        """A full-size file through ComfyUI's own checkpoint loader, pico through ComfyUI's own SD1.5 classes."""
+        """A full-size file through ComfyUI's own checkpoint loader, pico through ComfyUI's own classes."""
         from ...core.tensors import read_header
         from .comfy_pico import is_pico, load_pico
+        from .comfy_variant import as_told
 
         if is_pico(read_header(base.path)):
-            return load_pico(base.path, temp_dir=self.temp_dir())
-        import comfy.sd
-        import folder_paths
+            model, clip, vae = load_pico(base.path, temp_dir=self.temp_dir())
+        else:
+            import comfy.sd
+            import folder_paths
 
-        model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
-            str(base.path),
-            output_vae=True,
-            output_clip=True,
-            embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        )
-        return model, clip, vae
+            model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
+                str(base.path),
+                output_vae=True,
+                output_clip=True,
+                embedding_directory=folder_paths.get_folder_paths("embeddings"),
+            )
+        if base.vae_path is not None:
+            vae = _load_vae(base.vae_path, vae)
+        return with_merged(self, base, as_told(model, base.variant), clip, vae)
 
     def apply_lora(
         self,
@@ -337,6 +350,28 @@ class ComfyHost:
         from comfy.cli_args import args
 
         return bool(args.disable_metadata)
+
+
+def _load_vae(path: Path, own: VAE) -> VAE:
+    """The VAE of a file of its own, or of another checkpoint, as the core VAELoader makes it.
+
+    A tiny base's VAE has sizes ComfyUI does not know, so the file's weights take the place of its own.
+    """
+    import comfy.sd
+    import comfy.utils
+
+    tensors = comfy.utils.load_torch_file(str(path))
+    inner = {key[len(prefix) :]: value for prefix in ("first_stage_model.", "vae.") for key, value in tensors.items()
+             if key.startswith(prefix)}  # fmt: skip
+    tensors = inner or tensors
+    expected = own.first_stage_model.state_dict()
+    published = expected["encoder.conv_in.weight"].shape[0] == 128
+    if published or "encoder.conv_in.weight" not in tensors:
+        return comfy.sd.VAE(sd=tensors)
+    own.first_stage_model.load_state_dict(
+        {key: tensors[key].reshape(value.shape) for key, value in expected.items() if key in tensors}, strict=False
+    )
+    return own
 
 
 def _apply_by_stem(

@@ -1,7 +1,7 @@
 """Pico as ComfyUI's own MODEL, CLIP and VAE.
 
-ComfyUI's checkpoint loader knows only full-size models, so its SD1.5 classes are built here from the sizes in the
-file; from there on its own samplers, LoRA patching and VAE code draw the pictures. Like ``comfy.py``, this file
+ComfyUI's checkpoint loader knows only full-size models, so its SD1.5 and SDXL classes are built here from the sizes in
+the file; from there on its own samplers, LoRA patching and VAE code draw the pictures. Like ``comfy.py``, this file
 touches ComfyUI, and only inside functions.
 """
 
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     import torch
 
     from ...core.tensors import Header
+    from ...families._spec import TextEncoderSpec
 
 SIZES_KEY = "atelier.sizes"
 FAMILY_KEY = "atelier.family"
 TOKENIZER_KEY = "atelier.tokenizer"
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
-TEXT_PREFIX = "cond_stage_model.transformer.text_model."
-CLIP_TEXT_MODEL = "clip_l.transformer.text_model."
+BUILT = ("sd15", "sdxl")
+"""The families whose tiny relatives are built here."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -59,9 +60,11 @@ def load_pico(path: Path, *, temp_dir: Path) -> tuple[MODEL, CLIP, VAE]:
     sizes = checked_sizes(header, path)
     tensors = read_tensors(path)
     vae_tensors = {key[len(VAE_PREFIX) :]: value for key, value in tensors.items() if key.startswith(VAE_PREFIX)}
-    config = _model_config(sizes["unet"])
+    config = _model_config(header.metadata[FAMILY_KEY], sizes["unet"])
     tokenizer_dir = _unpack_tokenizer(header.metadata[TOKENIZER_KEY], path, temp_dir)
-    clip = _clip(config, dict(tensors), sizes["text_encoder"], tokenizer_dir)
+    texts = [sizes[spec.part] for spec in get_family(header.metadata[FAMILY_KEY]).text_encoders]
+    make_clip = _clip_xl if "text_encoder_2" in sizes else _clip
+    clip = make_clip(config, dict(tensors), texts, tokenizer_dir)
     return _model(config, tensors), clip, _vae(vae_tensors, sizes["vae"])
 
 
@@ -75,8 +78,11 @@ def checked_sizes(header: Header, path: Path) -> dict[str, dict[str, Any]]:
     for key in (FAMILY_KEY, TOKENIZER_KEY):
         if key not in header.metadata:
             raise FormatError(f"{path.name} has {SIZES_KEY} in its metadata but no {key}; make the file again")
-    sizes: dict[str, dict[str, Any]] = get_family(header.metadata[FAMILY_KEY]).sizes(header)
-    for key, expected in _expected_shapes(sizes):
+    family = get_family(header.metadata[FAMILY_KEY])
+    if family.name not in BUILT:
+        raise FormatError(f"{path.name} is a tiny {family.title}, which is not built inside ComfyUI; use its full size")
+    sizes: dict[str, dict[str, Any]] = family.sizes(header)
+    for key, expected in _expected_shapes(sizes, family.text_encoders):
         if header.shapes.get(key) != expected:
             raise FormatError(
                 f"{path.name}: its metadata {SIZES_KEY} asks for {key} of shape {expected}, "
@@ -85,28 +91,50 @@ def checked_sizes(header: Header, path: Path) -> dict[str, dict[str, Any]]:
     return sizes
 
 
-def _expected_shapes(sizes: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _expected_shapes(
+    sizes: Mapping[str, Mapping[str, Any]], encoders: Sequence[TextEncoderSpec]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """One tensor for every size that decides how much memory the model takes."""
-    unet, vae, text = sizes["unet"], sizes["vae"], sizes["text_encoder"]
+    unet, vae = sizes["unet"], sizes["vae"]
     first, inputs = unet["block_out_channels"][0], f"{UNET_PREFIX}input_blocks."
     yield f"{inputs}0.0.weight", (first, unet["in_channels"], 3, 3)
     yield f"{UNET_PREFIX}out.2.weight", (unet["out_channels"], first, 3, 3)
-    yield f"{inputs}1.1.transformer_blocks.0.attn2.to_k.weight", (first, unet["cross_attention_dim"])
-    for level, width in enumerate(unet["block_out_channels"]):
-        yield f"{inputs}{1 + level * (unet['layers_per_block'] + 1)}.0.out_layers.3.weight", (width, width, 3, 3)
+    if "projection_class_embeddings_input_dim" in unet:
+        yield f"{UNET_PREFIX}label_emb.0.0.weight", (4 * first, unet["projection_class_embeddings_input_dim"])
+    for level, (width, depth) in enumerate(zip(unet["block_out_channels"], _depths(unet), strict=True)):
+        place = f"{inputs}{1 + level * (unet['layers_per_block'] + 1)}"
+        yield f"{place}.0.out_layers.3.weight", (width, width, 3, 3)
+        if depth:
+            block = f"{place}.1.transformer_blocks.{depth - 1}"
+            yield f"{block}.attn2.to_k.weight", (width, unet["cross_attention_dim"])
     for level, width in enumerate(vae["block_out_channels"]):
         for layer in range(vae["layers_per_block"]):
             yield f"{VAE_PREFIX}encoder.down.{level}.block.{layer}.conv2.weight", (width, width, 3, 3)
     yield f"{VAE_PREFIX}encoder.conv_in.weight", (vae["block_out_channels"][0], vae["in_channels"], 3, 3)
     yield f"{VAE_PREFIX}decoder.conv_out.weight", (vae["out_channels"], vae["block_out_channels"][0], 3, 3)
-    yield f"{TEXT_PREFIX}embeddings.token_embedding.weight", (text["vocab_size"], text["hidden_size"])
-    yield (
-        f"{TEXT_PREFIX}embeddings.position_embedding.weight",
-        (text["max_position_embeddings"], text["hidden_size"]),
-    )
+    for spec in encoders:
+        yield from _expected_text_shapes(sizes[spec.part], spec)
+
+
+def _expected_text_shapes(text: Mapping[str, Any], spec: TextEncoderSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    prefix, width = spec.prefixes[0], text["hidden_size"]
+    words, places = (text["vocab_size"], width), (text["max_position_embeddings"], width)
+    if spec.open_clip:
+        yield f"{prefix}token_embedding.weight", words
+        yield f"{prefix}positional_embedding", places
+    else:
+        yield f"{prefix}embeddings.token_embedding.weight", words
+        yield f"{prefix}embeddings.position_embedding.weight", places
+    feed_forward = "transformer.resblocks.{}.mlp.c_fc.weight" if spec.open_clip else "encoder.layers.{}.mlp.fc1.weight"
     for layer in range(text["num_hidden_layers"]):
-        key = f"{TEXT_PREFIX}encoder.layers.{layer}.mlp.fc1.weight"
-        yield key, (text["intermediate_size"], text["hidden_size"])
+        yield f"{prefix}{feed_forward.format(layer)}", (text["intermediate_size"], width)
+
+
+def _depths(unet: Mapping[str, Any]) -> list[int]:
+    """Transformer blocks of every level, 0 where it has no attention."""
+    kinds = unet["down_block_types"]
+    each = unet.get("transformer_layers_per_block", (1,) * len(kinds))
+    return [depth if kind.startswith("CrossAttn") else 0 for kind, depth in zip(kinds, each, strict=True)]
 
 
 def _ratios(widths: Sequence[int]) -> list[Any]:
@@ -115,33 +143,47 @@ def _ratios(widths: Sequence[int]) -> list[Any]:
     return [width // widths[0] if whole else _Ratio(width / widths[0]) for width in widths]
 
 
-def _model_config(unet: dict[str, Any]) -> Any:
-    """ComfyUI's SD15 model config with the sizes of a diffusers UNet config."""
+def _model_config(family: str, unet: dict[str, Any]) -> Any:
+    """ComfyUI's model config of a family with the sizes of a diffusers UNet config.
+
+    Raises:
+        FormatError: the heads of the levels differ in width, which ComfyUI's SDXL cannot have.
+    """
     import comfy.supported_models
 
-    resnets = unet["layers_per_block"]
-    attention = [int(kind.startswith("CrossAttn")) for kind in unet["down_block_types"]]
-    config = comfy.supported_models.SD15(
-        {
-            "image_size": 32,
-            "in_channels": unet["in_channels"],
-            "out_channels": unet["out_channels"],
-            "model_channels": unet["block_out_channels"][0],
-            "channel_mult": _ratios(unet["block_out_channels"]),
-            "num_res_blocks": [resnets] * len(attention),
-            "transformer_depth": [depth for depth in attention for _ in range(resnets)],
-            "transformer_depth_output": [depth for depth in attention for _ in range(resnets + 1)],
-            "transformer_depth_middle": 1,
-            "context_dim": unet["cross_attention_dim"],
-            "use_spatial_transformer": True,
-            "use_linear_in_transformer": False,
-            "use_temporal_resblock": False,
-            "use_temporal_attention": False,
-            "adm_in_channels": None,
-            "legacy": False,
-        }
-    )
-    config.unet_config["num_heads"] = unet["attention_head_dim"]
+    resnets, depths = unet["layers_per_block"], _depths(unet)
+    is_xl = family == "sdxl"
+    given: dict[str, Any] = {
+        "image_size": 32,
+        "in_channels": unet["in_channels"],
+        "out_channels": unet["out_channels"],
+        "model_channels": unet["block_out_channels"][0],
+        "channel_mult": _ratios(unet["block_out_channels"]),
+        "num_res_blocks": [resnets] * len(depths),
+        "transformer_depth": [depth for depth in depths for _ in range(resnets)],
+        "transformer_depth_output": [depth for depth in depths for _ in range(resnets + 1)],
+        "transformer_depth_middle": depths[-1] if is_xl else 1,
+        "context_dim": unet["cross_attention_dim"],
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": is_xl,
+        "use_temporal_resblock": False,
+        "use_temporal_attention": False,
+        "adm_in_channels": unet.get("projection_class_embeddings_input_dim"),
+        "legacy": False,
+    }
+    if not is_xl:
+        config = comfy.supported_models.SD15(given)
+        config.unet_config["num_heads"] = unet["attention_head_dim"]
+        return config
+    widths = {
+        width // heads for width, heads in zip(unet["block_out_channels"], unet["attention_head_dim"], strict=True)
+    }
+    if len(widths) != 1:
+        raise FormatError(
+            f"the metadata {SIZES_KEY} gives attention heads of different widths ({sorted(widths)}); make it again"
+        )
+    config = comfy.supported_models.SDXL({**given, "num_classes": "sequential"})
+    config.unet_config["num_head_channels"] = widths.pop()
     return config
 
 
@@ -184,13 +226,25 @@ def _vae(tensors: dict[str, torch.Tensor], vae: dict[str, Any]) -> VAE:
     return comfy.sd.VAE(sd=tensors, config=config, dtype=torch.float32)
 
 
-def _clip(config: Any, tensors: dict[str, torch.Tensor], text: dict[str, Any], tokenizer_dir: Path) -> CLIP:
-    """The text encoder with its own tokenizer."""
+def _text_model(text: dict[str, Any], *, pad: int, options: Mapping[str, Any], **layer: Any) -> Any:
+    """ComfyUI's text encoder of these sizes."""
+    import comfy.sd1_clip
+
+    return comfy.sd1_clip.SDClipModel(
+        textmodel_json_config=dict(text),
+        special_tokens={"start": text["bos_token_id"], "end": text["eos_token_id"], "pad": pad},
+        **options,
+        **layer,
+    )
+
+
+def _clip(config: Any, tensors: dict[str, torch.Tensor], texts: Sequence[dict[str, Any]], tokenizer_dir: Path) -> CLIP:
+    """The one text encoder of SD1.x with its own tokenizer."""
     import comfy.sd
     import comfy.sd1_clip
     from comfy.supported_models_base import ClipTarget
 
-    start, end = text["bos_token_id"], text["eos_token_id"]
+    (text,) = texts
 
     class PicoTextModel(comfy.sd1_clip.SDClipModel):  # type: ignore[misc, name-defined]
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
@@ -198,7 +252,11 @@ def _clip(config: Any, tensors: dict[str, torch.Tensor], text: dict[str, Any], t
                 device=device,
                 dtype=dtype,
                 textmodel_json_config=dict(text),
-                special_tokens={"start": start, "end": end, "pad": end},
+                special_tokens={
+                    "start": text["bos_token_id"],
+                    "end": text["eos_token_id"],
+                    "pad": text["eos_token_id"],
+                },
                 return_projected_pooled=False,
                 model_options=model_options or {},
             )
@@ -221,9 +279,54 @@ def _clip(config: Any, tensors: dict[str, torch.Tensor], text: dict[str, Any], t
             super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=PicoTokenizer)
 
     clip = comfy.sd.CLIP(ClipTarget(PicoClipTokenizer, PicoClipModel), parameters=1)
-    state = config.process_clip_state_dict(tensors)
-    key = f"{CLIP_TEXT_MODEL}embeddings.token_embedding.weight"
-    state[key] = _more_rows(state[key], len(clip.cond_stage_model.state_dict()[key]))
+    return _filled(clip, config, tensors)
+
+
+def _clip_xl(
+    config: Any, tensors: dict[str, torch.Tensor], texts: Sequence[dict[str, Any]], tokenizer_dir: Path
+) -> CLIP:
+    """Both text encoders of SDXL with the file's own tokenizer."""
+    import comfy.sd
+    import comfy.sd1_clip
+    import comfy.sdxl_clip
+    import torch
+    from comfy.supported_models_base import ClipTarget
+
+    first, second = texts
+    penultimate = {"layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
+
+    class PicoXlModel(comfy.sdxl_clip.SDXLClipModel):  # type: ignore[misc, name-defined]
+        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
+            torch.nn.Module.__init__(self)
+            options = {"device": device, "dtype": dtype, "model_options": model_options or {}}
+            self.clip_l = _text_model(first, pad=first["eos_token_id"], options=options, **penultimate)
+            self.clip_g = _text_model(second, pad=0, options=options, return_projected_pooled=True, **penultimate)
+            self.dtypes = {dtype}
+
+    class PicoXlTokenizer(comfy.sdxl_clip.SDXLTokenizer):  # type: ignore[misc, name-defined]
+        def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
+            def tokenizer(text: Mapping[str, Any], **options: Any) -> Any:
+                return comfy.sd1_clip.SDTokenizer(
+                    str(tokenizer_dir),
+                    embedding_directory=embedding_directory,
+                    embedding_size=text["hidden_size"],
+                    tokenizer_data=tokenizer_data or {},
+                    **options,
+                )
+
+            self.clip_l = tokenizer(first)
+            self.clip_g = tokenizer(second, embedding_key="clip_g", pad_with_end=False)
+
+    clip = comfy.sd.CLIP(ClipTarget(PicoXlTokenizer, PicoXlModel), parameters=1)
+    return _filled(clip, config, tensors)
+
+
+def _filled(clip: CLIP, config: Any, tensors: dict[str, torch.Tensor]) -> CLIP:
+    """The text encoders with the weights of the file."""
+    state, own = config.process_clip_state_dict(tensors), clip.cond_stage_model.state_dict()
+    for key in state:
+        if key.endswith(".token_embedding.weight"):
+            state[key] = _more_rows(state[key], len(own[key]))
     clip.load_sd(state, full_model=True)
     return clip
 

@@ -16,8 +16,17 @@ from ...core.index import Index
 from ...core.progress import Cancelled, Progress, SilentProgress
 from ...core.roots import Roots
 from .local_folders import DEFAULT_BASE_DIR, LocalFolders, weight_files
-from .protocol import CLIP, CONDITIONING, LATENT, MODEL, PICO_NAME, VAE
-from .shared import PICO_BASE, PICO_TAGGER, choose, find_detector, open_index, shipped, tagger_entries
+from .protocol import CLIP, CONDITIONING, LATENT, MODEL, OWN_VAE, PICO_NAME, VAE
+from .shared import (
+    PICO_BASES,
+    PICO_TAGGER,
+    choose,
+    find_detector,
+    open_index,
+    shipped,
+    tagger_entries,
+    with_merged,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -97,14 +106,23 @@ class LocalHost:
 
     # names of files --------------------------------------------------------------------------------------------
     def checkpoint_names(self) -> list[str]:
-        """The checkpoints below ``models/checkpoints``, and the built-in one."""
-        return [*weight_files(self.folders.models("checkpoints")), PICO_NAME]
+        """The checkpoints below ``models/checkpoints``, and the built-in ones."""
+        return [*weight_files(self.folders.models("checkpoints")), *PICO_BASES]
 
     def checkpoint_path(self, name: str) -> Path:
         """Path of a checkpoint by its name."""
         files = weight_files(self.folders.models("checkpoints"))
-        chosen = choose("base model", name, [*files, PICO_NAME])
-        return shipped(PICO_BASE) if chosen == PICO_NAME else files[chosen]
+        chosen = choose("base model", name, [*files, *PICO_BASES])
+        return shipped(PICO_BASES[chosen]) if chosen in PICO_BASES else files[chosen]
+
+    def vae_names(self) -> list[str]:
+        """The files below ``models/vae``."""
+        return [OWN_VAE, *weight_files(self.folders.models("vae"))]
+
+    def vae_path(self, name: str) -> Path | None:
+        """Path of a VAE by its name."""
+        files = weight_files(self.folders.models("vae"))
+        return None if name in ("", OWN_VAE) else files[choose("VAE", name, [OWN_VAE, *files])]
 
     def lora_names(self) -> list[str]:
         """The LoRA files below ``models/loras``."""
@@ -178,12 +196,15 @@ class LocalHost:
         family, device = get_family(base.family), self.device()
         half = device.type == "cuda" and base.dtype == "fp16"
         with torch.inference_mode(False), torch.no_grad():
-            components = family.load(base.path, dtype=torch.float32, device=device)
-            if half:
+            components = family.load(base.path, dtype=torch.float32, device=device, vae_path=base.vae_path)
+            if half:  # never the VAE: SDXL's overflows in fp16
                 components.unet.to(torch.float16)
-        loaded = LocalBase(family, components, device, _file_identity(base.path))
+        identity = _file_identity(base.path)
+        if base.vae_path is not None:
+            identity = f"{identity} {_file_identity(base.vae_path)}"
+        loaded = LocalBase(family, components, device, f"{identity} {base.told}".strip(), base.variant)
         self._loaded.add(loaded)
-        return LocalModel(loaded), LocalClip(loaded), LocalVae(loaded)
+        return with_merged(self, base, LocalModel(loaded), LocalClip(loaded), LocalVae(loaded))
 
     def apply_lora(
         self,

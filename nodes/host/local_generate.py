@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ...core.errors import InputError, unknown_name
-from ...families._spec import TextState
+from ...families._clip import encode_ids
+from ...families._spec import V_PREDICTION, Conditioning, TextEncoderSpec, TextState
 from .local_models import LocalClip, LocalModel, LocalVae
 from .local_prompt import SpecialTokens, encode_windows, parse_weights, token_windows
 from .local_samplers import SAMPLERS, Denoiser
@@ -22,30 +23,36 @@ _MAX_SEED = 2**64 - 1
 
 def encode_prompt(clip: LocalClip, text: str) -> list[list[Any]]:
     """CONDITIONING of a prompt: [[hidden [1, tokens, channels] float32, {"pooled_output": ...}]]."""
-    tokenizer = clip.base.components.tokenizers[0]
+    base, segments = clip.base, parse_weights(text)
+    states: list[torch.Tensor] = []
+    end_state: torch.Tensor | None = None
+    parts = zip(base.family.text_encoders, clip.text_encoders(), base.components.tokenizers, strict=True)
+    with torch.inference_mode():
+        for spec, encoder, tokenizer in parts:
+            hidden, pooled = _encode_with(spec, encoder, tokenizer, segments, clip)
+            states.append(hidden)
+            if spec.pooled or len(base.family.text_encoders) == 1:
+                end_state = pooled
+        tokens = min(state.shape[1] for state in states)
+        hidden = torch.cat([state[:, :tokens] for state in states], dim=-1)
+    return [[hidden.cpu(), {"pooled_output": None if end_state is None else end_state.cpu()}]]
+
+
+def _encode_with(
+    spec: TextEncoderSpec, encoder: Any, tokenizer: Any, segments: list[tuple[str, float]], clip: LocalClip
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Hidden [1, tokens, channels] and pooled [1, channels], fp32, of weighted segments by one encoder."""
     start, end = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in ("<|startoftext|>", "<|endoftext|>"))
-    special = SpecialTokens(start=start, end=end, pad=end)
-    encoder = clip.text_encoder()
+    special = SpecialTokens(start=start, end=end, pad=0 if spec.pads_with_zero else end)
 
     def word_ids(words: str) -> list[int]:
         return list(tokenizer(words, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
-    def encode(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return _hidden_states(encoder, ids.to(clip.base.device), clip.clip_skip)
+    def encode(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, pooled = encode_ids(encoder, ids, spec, layer=clip.layer or spec.own_layer)
+        return hidden.float(), pooled.float()
 
-    with torch.inference_mode():
-        hidden, pooled = encode_windows(token_windows(parse_weights(text), word_ids, special), encode, special)
-    return [[hidden.cpu(), {"pooled_output": None if pooled is None else pooled.cpu()}]]
-
-
-def _hidden_states(encoder: Any, ids: torch.Tensor, clip_skip: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Float32 hidden states of a layer counted from the end, after the final layer norm, and the pooled state."""
-    if clip_skip == 1:
-        output = encoder(input_ids=ids)
-        return output.last_hidden_state.float(), output.pooler_output.float()
-    output = encoder(input_ids=ids, output_hidden_states=True)
-    inner = getattr(encoder, "text_model", encoder)  # transformers 4 wraps the encoder, transformers 5 does not
-    return inner.final_layer_norm(output.hidden_states[-clip_skip]).float(), output.pooler_output.float()
+    return encode_windows(token_windows(segments, word_ids, special), encode, special)
 
 
 def empty_latent(width_px: int, height_px: int, batch_size: int = 1) -> dict[str, torch.Tensor]:
@@ -118,7 +125,7 @@ def sample(
         start = samples * base.family.latent_scale if torch.count_nonzero(samples) else samples
         noise = start_noise(samples, seed, latent.get("batch_index")).to(base.device)
         x = start.to(base.device) + noise * _first_noise_scale(sigmas[0], base.levels.sigma_max)
-        denoiser = _guided(model, positive, negative, cfg, len(samples))
+        denoiser = _guided(model, positive, negative, cfg, samples)
         generator = torch.Generator(device=base.device).manual_seed(seed)
 
         def fresh_noise() -> torch.Tensor:
@@ -138,27 +145,59 @@ def _first_noise_scale(sigma: float, sigma_max: float) -> float:
 
 
 def _guided(
-    model: LocalModel, positive: list[list[Any]], negative: list[list[Any]], cfg: float, batch_size: int
+    model: LocalModel, positive: list[list[Any]], negative: list[list[Any]], cfg: float, latents: torch.Tensor
 ) -> Denoiser:
-    """D(x, sigma) of the epsilon-predicting UNet under classifier-free guidance, both prompts in one batch."""
-    base, unet = model.base, model.unet()
+    """D(x, sigma) of the UNet under classifier-free guidance, both prompts in one batch."""
+    base, unet, batch_size = model.base, model.unet(), len(latents)
     dtype = next(unet.parameters()).dtype
     guided = not math.isclose(cfg, 1.0)
-    contexts = [_context(positive, "positive")] + ([_context(negative, "negative")] if guided else [])
+    prompts = [(positive, "positive"), (negative, "negative")][: 2 if guided else 1]
+    contexts = [_context(conditioning, name) for conditioning, name in prompts]
     context = torch.cat([c.expand(batch_size, -1, -1) for c in _same_length(contexts)])
-    text = TextState(hidden=context.to(base.device, dtype))
+    pooled = [conditioning[0][1].get("pooled_output") for conditioning, _ in prompts]
+    text = TextState(
+        hidden=context.to(base.device, dtype),
+        pooled=None
+        if pooled[0] is None
+        else torch.cat([p.expand(batch_size, -1) for p in pooled]).to(base.device, dtype),
+    )
+    sizes = [_sizes(conditioning[0][1], latents) for conditioning, _ in prompts]
+    told = Conditioning(
+        original_size=torch.cat([size.original_size for size in sizes]),
+        crop=torch.cat([size.crop for size in sizes]),
+        target_size=torch.cat([size.target_size for size in sizes]),
+    )
     copies = len(contexts)
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
         scaled = (x / math.sqrt(sigma**2 + 1.0)).to(dtype)
         timesteps = torch.full((copies * batch_size,), base.levels.timestep_at(sigma), device=base.device)
-        noise = base.family.predict(unet, torch.cat([scaled] * copies), timesteps, text).float()
+        noisy = torch.cat([scaled] * copies)
+        answer = base.family.predict(unet, noisy, timesteps, text, conditioning=told).float()
         if guided:
-            wanted, unwanted = noise.chunk(2)
-            noise = torch.lerp(unwanted, wanted, cfg)
-        return x.sub(noise, alpha=sigma)
+            wanted, unwanted = answer.chunk(2)
+            answer = torch.lerp(unwanted, wanted, cfg)
+        if base.variant.prediction_type == V_PREDICTION:
+            # x0 = sqrt(abar) x_t - sqrt(1 - abar) v (Salimans and Ho 2022, appendix D) with x = x_t / sqrt(abar)
+            return x / (sigma**2 + 1.0) - answer * (sigma / math.sqrt(sigma**2 + 1.0))
+        return x.sub(answer, alpha=sigma)
 
     return denoise
+
+
+def _sizes(said: dict[str, Any], latents: torch.Tensor) -> Conditioning:
+    """The sizes a conditioning says, as ComfyUI's CLIPTextEncodeSDXL does; where it says none, the picture's own."""
+    height = int(said.get("height", latents.shape[-2] * LATENT_FACTOR_PX))
+    width = int(said.get("width", latents.shape[-1] * LATENT_FACTOR_PX))
+
+    def pair(first: Any, second: Any) -> torch.Tensor:
+        return torch.tensor([[int(first), int(second)]]).expand(len(latents), 2)
+
+    return Conditioning(
+        original_size=pair(height, width),
+        crop=pair(said.get("crop_h", 0), said.get("crop_w", 0)),
+        target_size=pair(said.get("target_height", height), said.get("target_width", width)),
+    )
 
 
 def _context(conditioning: list[list[Any]], name: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from ...core.errors import InputError
+from ...families._clip import inner_text_model
+from ...families._spec import Variant
 from ...networks._apply import lora_delta, split_file
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ class PatchedModule:
         with torch.inference_mode(False), torch.no_grad():
             for patch in patches:
                 for stem, strength in patch.strengths.items():
+                    if stem not in self.stems:  # another encoder's
+                        continue
                     layer = self.stems[stem]
                     weight = self._base[layer]
                     delta = lora_delta(_plain(patch.modules[stem]), stem=stem, weight_shape=tuple(weight.shape))
@@ -105,30 +109,51 @@ def _plain(parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class LocalBase:
     """The parts of one loaded base with what the sampler must know of it."""
 
-    def __init__(self, family: Family, components: Components, device: torch.device, identity: str) -> None:
+    def __init__(
+        self,
+        family: Family,
+        components: Components,
+        device: torch.device,
+        identity: str,
+        variant: Variant | None = None,
+    ) -> None:
         from .local_schedules import NoiseLevels
-        from .local_stems import text_stems, unet_stems
 
         self.family = family
         self.components = components
         self.device = device
         self.identity = identity
-        self.levels: NoiseLevels = NoiseLevels.from_alphas_cumprod(family.alphas_cumprod())
-        self.unet = PatchedModule(components.unet, unet_stems(components.unet))
-        self.text = PatchedModule(components.text_encoders[0], text_stems(components.text_encoders[0]))
+        self.variant = variant if variant is not None else Variant()
+        bars = family.alphas_cumprod(zero_terminal_snr=self.variant.zero_terminal_snr)
+        self.levels: NoiseLevels = NoiseLevels.from_alphas_cumprod(bars)
+        self._patchable()
+
+    def _patchable(self) -> None:
+        stems = self.family.modules_by_stem(self.components)
+        self.unet = _stems_within(self.components.unet, stems)
+        self.texts = tuple(_stems_within(model, stems) for model in self.components.text_encoders)
+
+    @property
+    def text_stems(self) -> frozenset[str]:
+        """The stems of all text encoders."""
+        return frozenset(stem for text in self.texts for stem in text.stems)
 
     def move_to(self, device: torch.device) -> None:
         """Move all parts; patched sets are built again when they are needed."""
         if device == self.device:
             return
-        self.unet.activate(())
-        self.text.activate(())
+        for patched in (self.unet, *self.texts):
+            patched.activate(())
         for part in (self.components.unet, *self.components.text_encoders, self.components.vae):
             if part is not None:
                 part.to(device)
-        self.unet = PatchedModule(self.unet.module, self.unet.stems)
-        self.text = PatchedModule(self.text.module, self.text.stems)
+        self._patchable()
         self.device = device
+
+
+def _stems_within(module: nn.Module, stems: Mapping[str, nn.Module]) -> PatchedModule:
+    own = set(module.modules())
+    return PatchedModule(module, {stem: layer for stem, layer in stems.items() if layer in own})
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,21 +170,30 @@ class LocalModel:
 
 @dataclass(frozen=True, eq=False)
 class LocalClip:
-    """CLIP: the text encoder of a base with patches.
+    """CLIP: the text encoders of a base with patches.
 
     Attributes:
         base: the loaded base.
         patches: LoRAs in the order they were applied.
-        clip_skip: 1 uses the last layer, 2 the one before, each through the final layer norm.
+        layer: of every encoder, counted from the last (1); None is the one the base was made with.
     """
 
     base: LocalBase
     patches: tuple[Patch, ...] = ()
-    clip_skip: int = 1
+    layer: int | None = None
 
-    def text_encoder(self) -> nn.Module:
-        """The text encoder with this object's weights in place."""
-        return self.base.text.activate(self.patches)
+    def text_encoders(self) -> list[nn.Module]:
+        """The text encoders with this object's weights in place."""
+        return [text.activate(tuple(p for p in self.patches if _touches(p, text))) for text in self.base.texts]
+
+    def at_layer(self, layer: int) -> LocalClip:
+        """The same at another layer; as in ComfyUI, more layers than an encoder has mean its last one."""
+        deepest = max(len(inner_text_model(model).encoder.layers) for model in self.base.components.text_encoders)
+        return replace(self, layer=min(layer, deepest + 1))
+
+
+def _touches(patch: Patch, module: PatchedModule) -> bool:
+    return any(stem in module.stems for stem in patch.strengths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,9 +227,9 @@ def add_lora(
         InputError: no stem of the file fits the base.
     """
     modules = split_file(tensors)
-    unet_stems = {} if model is None else model.base.unet.stems
-    text_stems = {} if clip is None else clip.base.text.stems
-    known_text = text_stems or ({} if model is None else model.base.text.stems)
+    unet_stems: Collection[str] = () if model is None else model.base.unet.stems
+    text_stems: Collection[str] = () if clip is None else clip.base.text_stems
+    known_text = text_stems or (() if model is None else model.base.text_stems)
     unknown = [stem for stem in modules if stem not in unet_stems and stem not in known_text]
     if len(unknown) == len(modules):
         raise InputError(
@@ -217,7 +251,7 @@ def add_lora(
 def _patch(
     modules: Mapping[str, Mapping[str, torch.Tensor]],
     content: str,
-    stems: Mapping[str, nn.Module],
+    stems: Collection[str],
     strength: float,
     stem_strengths: Mapping[str, float],
 ) -> Patch:
@@ -246,5 +280,5 @@ def patch_keys(*objects: Any) -> list[str]:
         if isinstance(thing, (LocalModel, LocalClip)):
             keys += [patch.key for patch in thing.patches]
         if isinstance(thing, LocalClip):
-            keys.append(str(thing.clip_skip))
+            keys.append(str(thing.layer))
     return keys

@@ -147,12 +147,7 @@ class CLIPSetLastLayer:
 
     def set_last_layer(self, clip: Any, stop_at_clip_layer: int) -> tuple[Any]:
         """Choose the layer."""
-        from dataclasses import replace
-
-        layers = clip.base.components.text_encoders[0].config.num_hidden_layers
-        skip = -stop_at_clip_layer
-        # As ComfyUI: more layers than the encoder has mean the last one.
-        return (replace(clip, clip_skip=skip if skip <= layers else 1),)
+        return (clip.at_layer(-stop_at_clip_layer),)
 
 
 class EmptyLatentImage:

@@ -1,4 +1,4 @@
-"""Noise levels (sigmas) of the local sampler, in the numbers ComfyUI uses for SD1.x.
+"""Noise levels (sigmas) of the local sampler, in the numbers ComfyUI uses for SD1.x, SD2 and SDXL.
 
 A schedule is a descending list of float sigmas that ends in 0.0. The base's own 1,000 training levels are the table
 every schedule is read from; values are rounded to float32 where ComfyUI keeps them in float32.
@@ -21,6 +21,9 @@ import torch
 
 from ...core.errors import InputError, unknown_name
 
+LEAST_SIGNAL = 4.8973451890853435e-08
+"""The share of signal ComfyUI leaves where none should be left, so that the largest level stays finite."""
+
 
 @dataclass(frozen=True)
 class NoiseLevels:
@@ -36,7 +39,13 @@ class NoiseLevels:
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: torch.Tensor) -> NoiseLevels:
-        """Levels of a variance-preserving process; ``alphas_cumprod`` is float64 [levels], descending."""
+        """Levels of a variance-preserving process; ``alphas_cumprod`` is float64 [levels], descending.
+
+        A last value of 0 (zero terminal SNR) becomes the smallest one that ComfyUI samples with.
+        """
+        if float(alphas_cumprod[-1]) <= 0.0:
+            alphas_cumprod = alphas_cumprod.clone()
+            alphas_cumprod[-1] = LEAST_SIGNAL
         sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
         return cls(sigmas=sigmas.float(), log_sigmas=sigmas.log().float())
 

@@ -29,6 +29,12 @@ LATENT: TypeAlias = Any
 PICO_NAME = "pico (built in)"
 """Entry of the checkpoint and tagger lists that stands for the small files shipped in ``pico/assets``."""
 
+PICO_XL_NAME = "pico SDXL (built in)"
+"""Entry of the checkpoint list: the same tiny world in the shape of SDXL."""
+
+OWN_VAE = "of the checkpoint"
+"""Entry of the VAE list that leaves the checkpoint's own."""
+
 SETTINGS_FILE = "settings.json"
 """File in :meth:`Host.user_dir` in which the owner of the machine lists further data set folders (key ``roots``)."""
 
@@ -71,7 +77,7 @@ class Host(Protocol):
 
     # names of files --------------------------------------------------------------------------------------------
     def checkpoint_names(self) -> list[str]:
-        """Names for the base combo, :data:`PICO_NAME` last."""
+        """Names for the base combo, :data:`PICO_NAME` and :data:`PICO_XL_NAME` last."""
 
     def checkpoint_path(self, name: str) -> Path:
         """Path of a checkpoint by its name.
@@ -79,6 +85,12 @@ class Host(Protocol):
         Raises:
             InputError: the name is not in :meth:`checkpoint_names`; the nearest names are listed.
         """
+
+    def vae_names(self) -> list[str]:
+        """Names of the VAE files, :data:`OWN_VAE` first."""
+
+    def vae_path(self, name: str) -> Path | None:
+        """Path of a VAE file by its name, None for :data:`OWN_VAE`; raises InputError as :meth:`checkpoint_path`."""
 
     def lora_names(self) -> list[str]:
         """Names of the LoRA files, subfolders with forward slashes."""

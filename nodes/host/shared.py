@@ -7,17 +7,24 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...core.errors import FormatError, InputError, unknown_name
 from ...core.files import read_json
 from ...core.index import Index
-from .protocol import PICO_NAME, SETTINGS_FILE
+from .protocol import CLIP, MODEL, PICO_NAME, PICO_XL_NAME, SETTINGS_FILE, VAE, Host
+
+if TYPE_CHECKING:
+    from ...families._base import Base
 
 ASSETS = Path(__file__).resolve().parents[2] / "pico" / "assets"
 PICO_BASE = ASSETS / "pico-base.safetensors"
+PICO_XL_BASE = ASSETS / "pico-sdxl.safetensors"
 PICO_TAGGER = ASSETS / "pico-tagger"
 PICO_DETECTOR = ASSETS / "pico-detector"
+PICO_BASES = {PICO_NAME: PICO_BASE, PICO_XL_NAME: PICO_XL_BASE}
+"""The checkpoints that come with the pack, by their names in lists."""
+
 SAMPLED_VALUES = 16
 INDEX_FILE = "index.sqlite"
 CHECKPOINT_SUFFIXES = (".safetensors", ".sft")
@@ -131,6 +138,22 @@ def _graphs_below(folder: Path) -> tuple[Path, ...]:
 
 def _changed_ns(folder: str) -> int:
     return os.stat(folder).st_mtime_ns if os.path.isdir(folder) else 0
+
+
+def with_merged(host: Host, base: Base, model: MODEL, clip: CLIP, vae: VAE) -> tuple[MODEL, CLIP, VAE]:
+    """The parts of a base with the LoRAs put on that belong to it."""
+    from ...core.tensors import read_tensors
+
+    for lora in base.loras:
+        model, clip = host.apply_lora(
+            model,
+            clip,
+            read_tensors(lora.path),
+            strength_model=lora.strength_model,
+            strength_clip=lora.strength_clip,
+            stem_strengths=lora.factors(),
+        )
+    return model, clip, vae
 
 
 def add_to_digest(digest: hashlib._Hash, value: Any) -> None:

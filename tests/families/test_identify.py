@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atelier_tests.helpers.full_size import FULL, checkpoint_shapes
+from atelier_tests.helpers.full_size import FULL, FULL_OF, checkpoint_shapes
 from lora_atelier.core.errors import AtelierError, FormatError
 from lora_atelier.core.tensors import Header, write_tensors
 from lora_atelier.families._identify import describe, identify
@@ -35,9 +35,16 @@ KINDS: list[tuple[str, dict[str, tuple[int, ...]]]] = [
     ("Flux", {"double_blocks.0.img_attn.qkv.weight": (8, 8)}),
     ("Flux", {f"{UNET}double_blocks.0.img_attn.qkv.weight": (8, 8)}),
     ("SDXL refiner", {f"{UNET}label_emb.0.0.weight": (8, 8), CONV_IN: (384, 4, 3, 3), CONTEXT_XL: (768, 1280)}),
-    ("SDXL base", {f"{UNET}label_emb.0.0.weight": (8, 8), CONV_IN: (320, 4, 3, 3), CONTEXT_XL: (640, 2048)}),
+    ("distilled SDXL", {f"{UNET}label_emb.0.0.weight": (8, 8), CONV_IN: (320, 4, 3, 3), CONTEXT_XL: (640, 2048)}),
     ("SDXL inpainting", {f"{UNET}label_emb.0.0.weight": (8, 8), CONV_IN: (320, 9, 3, 3), CONTEXT_XL: (640, 2048)}),
     ("SD2 checkpoint", {CONV_IN: (320, 4, 3, 3), CONTEXT: (320, 1024)}),
+    ("SD2.1 unCLIP", {f"{UNET}label_emb.0.0.weight": (8, 8), CONV_IN: (320, 4, 3, 3), CONTEXT: (320, 1024)}),
+    ("Video Diffusion", {CONV_IN: (320, 8, 3, 3), CONTEXT: (320, 1024), f"{UNET}out.time_stack.0.weight": (8, 8)}),
+    ("Chroma", {"double_blocks.0.x": (8, 8), "distilled_guidance_layer.in_proj.weight": (8, 8)}),
+    ("Wan video", {f"{UNET}head.modulation": (1, 2, 8), f"{UNET}blocks.0.self_attn.q.weight": (8, 8)}),
+    ("Qwen-Image", {"transformer_blocks.0.attn.to_q.weight": (8, 8), "txt_norm.weight": (8,)}),
+    ("PixArt", {f"{UNET}t_block.1.weight": (8, 8)}),
+    ("Stable Cascade", {"clip_txt_mapper.weight": (8, 8)}),
     ("SD2 inpainting", {CONV_IN: (320, 9, 3, 3), CONTEXT: (320, 1024)}),
     ("SD1.x inpainting", {CONV_IN: (320, 9, 3, 3), CONTEXT: (320, 768)}),
     ("SD1.x instruct-pix2pix", {CONV_IN: (320, 8, 3, 3), CONTEXT: (320, 768)}),
@@ -60,6 +67,24 @@ KINDS: list[tuple[str, dict[str, tuple[int, ...]]]] = [
 def test_everything_else_is_named(words: str, shapes: dict[str, tuple[int, ...]]) -> None:
     assert words in describe(header(shapes))
     assert not any(family.detect(header(shapes)) for family in families().values())
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+def test_full_size_checkpoints_are_of_their_family_alone(family: str) -> None:
+    shapes = checkpoint_shapes(FULL_OF[family], family)
+    assert [name for name, other in families().items() if other.detect(header(shapes))] == [family]
+
+
+def test_sdxl_with_another_noise_schedule_or_fewer_transformers_is_named() -> None:
+    shapes = checkpoint_shapes(FULL_OF["sdxl"], "sdxl")
+    for marker in ("edm_mean", "edm_vpred.sigma_max"):
+        assert "EDM" in describe(header({**shapes, marker: ()}))
+        assert not any(family.detect(header({**shapes, marker: ()})) for family in families().values())
+    shallow = {key: shape for key, shape in shapes.items() if ".transformer_blocks.9." not in key}
+    assert "distilled SDXL" in describe(header(shallow))
+    inpainting = {**shapes, CONV_IN: (320, 9, 3, 3)}
+    assert "inpainting" in describe(header(inpainting))
+    assert not any(family.detect(header(inpainting)) for family in families().values())
 
 
 def test_the_full_layout_and_the_tiny_one_are_sd15(tiny_path: Path) -> None:

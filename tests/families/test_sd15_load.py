@@ -184,7 +184,7 @@ def test_the_built_in_pico_base_loads(family: Family) -> None:
     if not path.is_file():
         pytest.skip("the pico base has not been made")
     loaded = family.load(path)
-    assert family.tokenize(loaded.tokenizers, ["red circle"]).shape == (1, 77)
+    assert family.tokenize(loaded.tokenizers, ["red circle"])[0].shape == (1, 77)
     layers = loaded.text_encoders[0].config.num_hidden_layers
     assert len(family.targets(loaded)) == 192 + 6 * layers
 

@@ -33,7 +33,7 @@ def write_tokenizer(folder: Path, data: dict[str, Any]) -> Path:
 
 
 def test_ids_are_start_text_end_and_end_to_77(tiny: Components, family: Family) -> None:
-    ids = family.tokenize(tiny.tokenizers, ["Ab", "", "x" * 200])
+    (ids,) = family.tokenize(tiny.tokenizers, ["Ab", "", "x" * 200])
     vocab = byte_tokenizer()["vocab"]
     assert ids.dtype == torch.int64
     assert ids.shape == (3, 77)
@@ -44,7 +44,7 @@ def test_ids_are_start_text_end_and_end_to_77(tiny: Components, family: Family) 
 
 def test_commas_digits_apostrophes_and_unicode_split_as_clip_does(tiny: Components, family: Family) -> None:
     tokenizer = tiny.tokenizers[0]
-    ids = family.tokenize([tokenizer], ["it's 12, caf\u00e9  \n x"])[0].tolist()
+    ids = family.tokenize([tokenizer], ["it's 12, caf\u00e9  \n x"])[0][0].tolist()
     inverse = {index: token for token, index in byte_tokenizer()["vocab"].items()}
     words = "".join(inverse[index] for index in ids[1 : ids.index(END)]).split("</w>")
     assert words == ["it", "'s", "1", "2", ",", "caf\u00c3\u00a9", "x", ""]
@@ -54,7 +54,7 @@ def test_merges_are_applied(tmp_path: Path, family: Family, no_tokenizer_anywher
     data = byte_tokenizer(["lumo", "kest"])
     tokenizer = _tokenizer.find_tokenizer({"atelier.tokenizer": json.dumps(data)}, tmp_path / "x.safetensors")
     vocab = data["vocab"]
-    assert family.tokenize([tokenizer], ["Lumo kest"])[0, :4].tolist() == [
+    assert family.tokenize([tokenizer], ["Lumo kest"])[0][0, :4].tolist() == [
         vocab["<|startoftext|>"],
         vocab["lumo</w>"],
         vocab["kest</w>"],
@@ -96,7 +96,7 @@ def test_ids_equal_those_of_comfyuis_own_tokenizer(family: Family) -> None:
     for text in ("1girl, red_hair, it's 100% (really)", "", "\u7f8e\u3057\u3044 \u00c9t\u00e9\n x  y", "a " * 90):
         plain = oracle(text)["input_ids"][1:-1][:75]
         expected = [49406, *plain, *[49407] * (76 - len(plain))]
-        assert family.tokenize([tokenizer], [text])[0].tolist() == expected
+        assert family.tokenize([tokenizer], [text])[0][0].tolist() == expected
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2, 3])
@@ -106,7 +106,7 @@ def test_clip_skip_equals_an_encoder_without_its_last_layers(tiny: Components, f
     short = copy.deepcopy(tiny)
     inner = getattr(short.text_encoders[0], "text_model", short.text_encoders[0])
     inner.encoder.layers = inner.encoder.layers[: len(inner.encoder.layers) - clip_skip + 1]
-    expected = short.text_encoders[0](input_ids=family.tokenize(short.tokenizers, captions)).last_hidden_state
+    expected = short.text_encoders[0](input_ids=family.tokenize(short.tokenizers, captions)[0]).last_hidden_state
     assert hidden.shape == (3, 77, 64)
     torch.testing.assert_close(hidden, expected)
 

@@ -11,9 +11,8 @@ from lora_atelier.core.errors import InputError
 from lora_atelier.core.files import Roots
 from lora_atelier.core.index import Index
 from lora_atelier.core.progress import SilentProgress
-from lora_atelier.nodes.host import PICO_NAME
-from lora_atelier.nodes.host.shared import find_detector
-from lora_atelier.nodes.host.shared import open_index
+from lora_atelier.nodes.host import OWN_VAE, PICO_NAME, PICO_XL_NAME
+from lora_atelier.nodes.host.shared import find_detector, open_index
 
 
 class FakeHost:
@@ -61,12 +60,20 @@ class FakeHost:
         return self.base / "loras"
 
     def checkpoint_names(self) -> list[str]:
-        return [*self._files("checkpoints"), PICO_NAME]
+        return [*self._files("checkpoints"), PICO_NAME, PICO_XL_NAME]
 
     def checkpoint_path(self, name: str) -> Path:
         if name not in self.checkpoint_names():
             raise InputError(f"unknown base model {name!r} (allowed: {', '.join(self.checkpoint_names())})")
         return self.base / "checkpoints" / name
+
+    def vae_names(self) -> list[str]:
+        return [OWN_VAE, *self._files("vae")]
+
+    def vae_path(self, name: str) -> Path | None:
+        if name not in self.vae_names():
+            raise InputError(f"unknown VAE {name!r} (allowed: {', '.join(self.vae_names())})")
+        return None if name == OWN_VAE else self.base / "vae" / name
 
     def lora_names(self) -> list[str]:
         return self._files("loras")

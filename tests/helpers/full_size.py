@@ -1,4 +1,4 @@
-"""Random SD1.x single-file checkpoints, of full size (2 GB in fp16) or of tiny sizes, written tensor by tensor."""
+"""Random single-file checkpoints of SD1.x, SD2 and SDXL, of full or tiny sizes, written tensor by tensor."""
 
 from __future__ import annotations
 
@@ -36,13 +36,64 @@ TINY: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+FULL_SD2: dict[str, dict[str, Any]] = {
+    "unet": {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 1024},
+    "vae": FULL["vae"],
+    "text_encoder": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "projection_dim": 1024, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407,
+    },
+}  # fmt: skip
+TINY_SD2: dict[str, dict[str, Any]] = {
+    "unet": {**TINY["unet"], "attention_head_dim": [2, 2, 3, 4]},
+    "vae": TINY["vae"],
+    "text_encoder": {**TINY["text_encoder"], "num_hidden_layers": 4, "projection_dim": 64},
+}
+FULL_SDXL: dict[str, dict[str, Any]] = {
+    "unet": {
+        "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
+        "transformer_layers_per_block": [1, 2, 10], "projection_class_embeddings_input_dim": 2816,
+    },
+    "vae": FULL["vae"],
+    "text_encoder": FULL["text_encoder"],
+    "text_encoder_2": {
+        "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+        "projection_dim": 1280, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407,
+    },
+}  # fmt: skip
+TINY_SDXL: dict[str, dict[str, Any]] = {
+    "unet": {
+        "block_out_channels": [32, 64, 96], "cross_attention_dim": 112, "attention_head_dim": [1, 2, 3],
+        "transformer_layers_per_block": [1, 1, 2], "projection_class_embeddings_input_dim": 48 + 6 * 256,
+    },
+    "vae": TINY["vae"],
+    "text_encoder": TINY["text_encoder"],
+    "text_encoder_2": {**TINY["text_encoder"], "hidden_size": 48, "intermediate_size": 96, "projection_dim": 48},
+}  # fmt: skip
+FULL_OF = {"sd15": FULL, "sd2": FULL_SD2, "sdxl": FULL_SDXL}
+TINY_OF = {"sd15": TINY, "sd2": TINY_SD2, "sdxl": TINY_SDXL}
+TEXT_PLACES = {
+    "sd15": {"text_encoder": TEXT},
+    "sd2": {"text_encoder": "cond_stage_model.model."},
+    "sdxl": {
+        "text_encoder": "conditioner.embedders.0.transformer.text_model.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    },
+}
+"""Family -> text encoder -> beginning of its keys; those ending in `model.` without `text_` are OpenCLIP's."""
 
-def unet_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """LDM key -> shape of an SD1.x U-Net, without the prefix."""
+
+def unet_shapes(sizes: Mapping[str, Any], family: str = "sd15") -> dict[str, tuple[int, ...]]:
+    """LDM key -> shape of a family's U-Net, without the prefix."""
     widths, context, table = list(sizes["block_out_channels"]), int(sizes["cross_attention_dim"]), _Table()
+    depths = [1, 1, 1, 0] if family != "sdxl" else [0, *sizes["transformer_layers_per_block"][1:]]
+    table.linear_projections, top = family != "sd15", len(widths) - 1
     time = widths[0] * 4
     table.linear("time_embed.0", widths[0], time)
     table.linear("time_embed.2", time, time)
+    if family == "sdxl":
+        table.linear("label_emb.0.0", int(sizes["projection_class_embeddings_input_dim"]), time)
+        table.linear("label_emb.0.2", time, time)
     table.conv("input_blocks.0.0", 4, widths[0], 3)
     skips, channels, number = [widths[0]], widths[0], 0
     for level, width in enumerate(widths):
@@ -50,15 +101,14 @@ def unet_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             number += 1
             table.resnet(f"input_blocks.{number}.0", channels, width, time)
             channels = width
-            if level < 3:
-                table.transformer(f"input_blocks.{number}.1", width, context)
+            table.transformer(f"input_blocks.{number}.1", width, context, depth=depths[level])
             skips.append(width)
-        if level < 3:
+        if level < top:
             number += 1
             table.conv(f"input_blocks.{number}.0.op", width, width, 3)
             skips.append(width)
     table.resnet("middle_block.0", channels, channels, time)
-    table.transformer("middle_block.1", channels, context)
+    table.transformer("middle_block.1", channels, context, depth=max(1, depths[-1]))
     table.resnet("middle_block.2", channels, channels, time)
     number = -1
     for level, width in reversed(list(enumerate(widths))):
@@ -66,10 +116,9 @@ def unet_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             number += 1
             table.resnet(f"output_blocks.{number}.0", channels + skips.pop(), width, time)
             channels = width
-            if level < 3:
-                table.transformer(f"output_blocks.{number}.1", width, context)
+            table.transformer(f"output_blocks.{number}.1", width, context, depth=depths[level])
             if index == 2 and level > 0:
-                table.conv(f"output_blocks.{number}.{2 if level < 3 else 1}.conv", width, width, 3)
+                table.conv(f"output_blocks.{number}.{2 if depths[level] else 1}.conv", width, width, 3)
     table.norm("out.0", widths[0])
     table.conv("out.2", widths[0], 4, 3)
     return table.shapes
@@ -123,11 +172,32 @@ def text_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return table.shapes
 
 
+def open_clip_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of an OpenCLIP text encoder, without the prefix."""
+    width, inner, table = int(sizes["hidden_size"]), int(sizes["intermediate_size"]), _Table()
+    table.shapes["positional_embedding"] = (77, width)
+    table.shapes["text_projection"] = (width, int(sizes["projection_dim"]))
+    table.shapes["logit_scale"] = ()
+    table.shapes["token_embedding.weight"] = (int(sizes["vocab_size"]), width)
+    for layer in range(int(sizes["num_hidden_layers"])):
+        prefix = f"transformer.resblocks.{layer}"
+        table.norm(f"{prefix}.ln_1", width)
+        table.norm(f"{prefix}.ln_2", width)
+        table.shapes[f"{prefix}.attn.in_proj_weight"] = (3 * width, width)
+        table.shapes[f"{prefix}.attn.in_proj_bias"] = (3 * width,)
+        table.linear(f"{prefix}.attn.out_proj", width, width)
+        table.linear(f"{prefix}.mlp.c_fc", width, inner)
+        table.linear(f"{prefix}.mlp.c_proj", inner, width)
+    table.norm("ln_final", width)
+    return table.shapes
+
+
 class _Table:
     """Collects the shapes of layers."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.linear_projections = False
 
     def linear(self, name: str, wide_in: int, wide_out: int, bias: bool = True) -> None:
         self.shapes[f"{name}.weight"] = (wide_out, wide_in)
@@ -151,10 +221,19 @@ class _Table:
         if wide_in != wide_out:
             self.conv(f"{name}.skip_connection", wide_in, wide_out, 1)
 
-    def transformer(self, name: str, width: int, context: int) -> None:
+    def transformer(self, name: str, width: int, context: int, *, depth: int = 1) -> None:
+        if depth == 0:
+            return
         self.norm(f"{name}.norm", width)
-        self.conv(f"{name}.proj_in", width, width, 1)
-        block = f"{name}.transformer_blocks.0"
+        for projection in ("proj_in", "proj_out"):
+            if self.linear_projections:
+                self.linear(f"{name}.{projection}", width, width)
+            else:
+                self.conv(f"{name}.{projection}", width, width, 1)
+        for number in range(depth):
+            self._transformer_block(f"{name}.transformer_blocks.{number}", width, context)
+
+    def _transformer_block(self, block: str, width: int, context: int) -> None:
         for attention, source in (("attn1", width), ("attn2", context)):
             self.linear(f"{block}.{attention}.to_q", width, width, bias=False)
             self.linear(f"{block}.{attention}.to_k", source, width, bias=False)
@@ -164,7 +243,6 @@ class _Table:
         self.linear(f"{block}.ff.net.2", width * 4, width)
         for number in (1, 2, 3):
             self.norm(f"{block}.norm{number}", width)
-        self.conv(f"{name}.proj_out", width, width, 1)
 
     def vae_resnet(self, name: str, wide_in: int, wide_out: int) -> None:
         self.norm(f"{name}.norm1", wide_in)
@@ -182,17 +260,21 @@ class _Table:
         self.vae_resnet(f"{name}.block_2", width, width)
 
 
-def checkpoint_shapes(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of the whole checkpoint: 686 U-Net keys, 248 of the VAE, 16 per text layer and 4 more."""
-    shapes = {f"{UNET}{key}": shape for key, shape in unet_shapes(sizes["unet"]).items()}
+def checkpoint_shapes(sizes: Mapping[str, Mapping[str, Any]], family: str = "sd15") -> dict[str, tuple[int, ...]]:
+    """Key -> shape of the whole checkpoint; SD1.x: 686 U-Net keys, 248 of the VAE, 16 per text layer and 4 more."""
+    shapes = {f"{UNET}{key}": shape for key, shape in unet_shapes(sizes["unet"], family).items()}
     shapes.update({f"{VAE}{key}": shape for key, shape in vae_shapes(sizes["vae"]).items()})
-    shapes.update({f"{TEXT}{key}": shape for key, shape in text_shapes(sizes["text_encoder"]).items()})
+    for part, prefix in TEXT_PLACES[family].items():
+        table = text_shapes if prefix.endswith("text_model.") else open_clip_shapes
+        shapes.update({f"{prefix}{key}": shape for key, shape in table(sizes[part]).items()})
     return shapes
 
 
 def random_value(key: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """fp32 values that keep activations finite: norms 1 and 0, biases 0, weights N(0, 1 / fan_in)."""
-    if key.endswith(".bias"):
+    if not shape:
+        return torch.tensor(4.6)
+    if key.endswith(("bias", "v_pred", "ztsnr")):
         return torch.zeros(*shape)
     if len(shape) == 1:
         return torch.ones(*shape)
@@ -211,6 +293,7 @@ def write_checkpoint(
     sizes_in_metadata: bool | None = None,
     position_ids: torch.dtype | None = torch.int64,
     nai_names: bool = False,
+    family: str = "sd15",
     extra: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes a random checkpoint; at most one tensor is in memory.
@@ -223,23 +306,24 @@ def write_checkpoint(
         tokenizer: {"vocab", "merges"} to embed in the metadata; None embeds none.
         sizes_in_metadata: None embeds them unless the sizes are `FULL`.
         position_ids: their dtype; None leaves them out.
+        family: whose layout; `sizes` must be of the same.
         nai_names: text-encoder keys without `text_model.`, as the NovelAI leak and its children have them.
         extra: more tensors, e.g. EMA weights.
     """
-    shapes = checkpoint_shapes(sizes)
+    shapes = checkpoint_shapes(sizes, family)
     rows: dict[str, tuple[str, tuple[int, ...], Tensor | None]] = {
         key: (_DTYPES[dtype], shape, None) for key, shape in shapes.items()
     }
-    if position_ids is not None:
+    if position_ids is not None and family != "sd2":
         ids = torch.arange(77).unsqueeze(0).to(position_ids)
-        rows[f"{TEXT}embeddings.position_ids"] = (_DTYPES[position_ids], (1, 77), ids)
+        rows[f"{TEXT_PLACES[family]['text_encoder']}embeddings.position_ids"] = (_DTYPES[position_ids], (1, 77), ids)
     for key, value in (extra or {}).items():
         rows[key] = (_DTYPES[value.dtype], tuple(value.shape), value)
     if nai_names:
         rows = {key.replace(TEXT, TEXT.replace("text_model.", "")): row for key, row in rows.items()}
     metadata = {"format": "pt"}
-    if sizes_in_metadata if sizes_in_metadata is not None else sizes is not FULL:
-        metadata.update({"atelier.family": "sd15", "atelier.sizes": json.dumps(sizes)})
+    if sizes_in_metadata if sizes_in_metadata is not None else sizes is not FULL_OF[family]:
+        metadata.update({"atelier.family": family, "atelier.sizes": json.dumps(sizes)})
     if tokenizer is not None:
         metadata["atelier.tokenizer"] = json.dumps(tokenizer)
     _stream(path, rows, metadata, dtype, torch.Generator().manual_seed(seed))
@@ -293,18 +377,20 @@ def byte_tokenizer(words: Sequence[str] = ()) -> dict[str, Any]:
 
 def write_tiny_checkpoint(path: Path, **options: Any) -> Path:
     """A random checkpoint of a few MB with its sizes and a byte tokenizer in its metadata."""
-    return write_checkpoint(path, **{"sizes": TINY, "tokenizer": byte_tokenizer(), **options})
+    sizes = TINY_OF[options.get("family", "sd15")]
+    return write_checkpoint(path, **{"sizes": sizes, "tokenizer": byte_tokenizer(), **options})
 
 
 def main() -> None:
-    """Command line: `python tests/helpers/full_size.py TARGET [--dtype fp16|bf16|fp32] [--seed N]`."""
-    parser = argparse.ArgumentParser(description="Write a random full-size SD1.5 checkpoint.")
+    """Command line: `python tests/helpers/full_size.py TARGET [--family sdxl] [--dtype fp16|bf16|fp32] [--seed N]`."""
+    parser = argparse.ArgumentParser(description="Write a random full-size checkpoint.")
+    parser.add_argument("--family", choices=sorted(FULL_OF), default="sd15")
     parser.add_argument("target", type=Path)
     parser.add_argument("--dtype", choices=["fp32", "fp16", "bf16"], default="fp16")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[given.dtype]
-    write_checkpoint(given.target, dtype=dtype, seed=given.seed)
+    write_checkpoint(given.target, sizes=FULL_OF[given.family], dtype=dtype, seed=given.seed, family=given.family)
 
 
 if __name__ == "__main__":

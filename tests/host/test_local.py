@@ -186,13 +186,13 @@ def test_strength_zero_gives_back_what_was_given(loaded):
 )
 def test_other_namings_are_found(loaded, stem):
     host, (model, clip, _) = loaded
-    assert stem in model.base.unet.stems or stem in clip.base.text.stems
+    assert stem in model.base.unet.stems or stem in clip.base.text_stems
 
 
 def test_accepted_stems_are_those_of_the_family(loaded):
     _, (model, clip, _) = loaded
     accepted = model.base.family.accepted_stems(model.base.components)
-    ours = {stem for table in (model.base.unet.stems, clip.base.text.stems) for stem in table}
+    ours = {stem for table in (model.base.unet.stems, clip.base.text_stems) for stem in table}
     assert ours <= accepted
     assert {target.stem for target in model.base.family.targets(model.base.components)} <= ours
 

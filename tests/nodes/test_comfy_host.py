@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lora_atelier.core.errors import AtelierError
-from lora_atelier.nodes.host import PICO_NAME
+from lora_atelier.nodes.host import PICO_NAME, PICO_XL_NAME
 from lora_atelier.nodes.host.comfy import ComfyHost, ComfyProgress
 
 
@@ -104,7 +104,7 @@ def comfy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamesp
 
 def test_names_and_paths(comfy: types.SimpleNamespace) -> None:
     host = ComfyHost()
-    assert host.checkpoint_names() == ["a.safetensors", PICO_NAME]
+    assert host.checkpoint_names() == ["a.safetensors", PICO_NAME, PICO_XL_NAME]
     assert host.checkpoint_path("a.safetensors") == comfy.base / "models/checkpoints/a.safetensors"
     assert host.lora_names() == ["sub/one.safetensors"]
     assert host.lora_path("sub\\one.safetensors").name == "one.safetensors"
