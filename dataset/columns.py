@@ -1,7 +1,8 @@
 """Columns of a data set: packed strings and interned tags. Immutable, so that tables can share them."""
 
 from ._arrays import Digest, frozen, new_digest, offsets_of, runs
-from .tag_column import CATEGORIES, SOURCES, TagColumn, TagColumnBuilder
+from .tag_builder import TagColumnBuilder
+from .tag_column import CATEGORIES, SOURCES, TagColumn
 from .text_column import TextColumn
 
 __all__ = [

@@ -14,7 +14,25 @@ from numpy.typing import NDArray
 
 from ..core.errors import InputError
 from .columns import Digest, TagColumn, TextColumn, frozen, new_digest
+from .parts import Skipped, Subset, nothing_left, options_of
 from .words import counted, printable
+
+__all__ = [
+    "CAPTION_FILE",
+    "CAPTION_FOLDER",
+    "CAPTION_METADATA",
+    "CAPTION_NONE",
+    "CAPTION_SITE",
+    "EXTRAS",
+    "RATINGS",
+    "Box",
+    "Dataset",
+    "ImageRow",
+    "Skipped",
+    "Subset",
+    "nothing_left",
+    "options_of",
+]
 
 CAPTION_NONE = 0
 CAPTION_FILE = 1
@@ -42,53 +60,6 @@ EXTRAS: Mapping[str, tuple[type[np.generic], int, float]] = {
 """Columns that only some data sets have: type, values per picture (0: one), and what stands where there is none."""
 
 _FINGERPRINT_VERSION = b"atelier-dataset-1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subset:
-    """A folder of pictures that are trained with the same options.
-
-    Attributes:
-        folder: Where its pictures lie; names in the table are relative to it.
-        concept: Text after the repeat count in a kohya folder's name, else empty.
-        repeats: How often each picture is seen in an epoch.
-        is_reg: A regularisation folder (kohya's rule of equal count applies).
-        shuffle_captions: Tags after the first ``keep_tokens`` come in a new order every time.
-        keep_tokens: Tags at the front that never move and are never dropped.
-        caption_prefix: Tags put in front of every caption, not counted by ``keep_tokens``.
-        caption_dropout: Share of times the whole caption is left empty.
-        tag_dropout: Share of the movable tags that is left out each time.
-        flip: Mirror the picture every other time, at random.
-        prior_weight: Factor on the loss of a regularisation folder's pictures, besides the run's own.
-    """
-
-    folder: Path
-    concept: str = ""
-    repeats: int = 1
-    is_reg: bool = False
-    shuffle_captions: bool = False
-    keep_tokens: int = 0
-    caption_prefix: str = ""
-    caption_dropout: float = 0.0
-    tag_dropout: float = 0.0
-    flip: bool = False
-    prior_weight: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A file or folder that was found but is not used.
-
-    Attributes:
-        path: Its path below the opened folder, with ``/``.
-        reason: Why, without the path.
-    """
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{printable(self.path)}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +217,7 @@ class Dataset:
             *self._extras().values(),
             *(() if self.masks is None else (self.masks,)),
         )
-        return vocabulary + sum(column.nbytes for column in columns)
+        return vocabulary + sum(int(column.nbytes) for column in columns)
 
     def tag_counts(self) -> dict[str, int]:
         """Tags in use with the number of their occurrences, most frequent first, then by name."""
@@ -297,7 +268,7 @@ class Dataset:
         crops = np.array(crops, dtype=np.int32).reshape(-1, 4)
         if len(crops) != len(self):
             raise InputError(f"{len(crops)} crops were given for a data set of {len(self)}; give one for each picture")
-        whole = ~crops.any(axis=1)
+        whole: NDArray[np.bool_] = ~np.any(crops, axis=1)
         outside = (crops[:, :2] < 0).any(axis=1) | (crops[:, 2:] > full_px).any(axis=1)
         wrong = np.flatnonzero(~whole & (outside | (crops[:, 2:] <= crops[:, :2]).any(axis=1)))
         if len(wrong):
@@ -329,6 +300,7 @@ class Dataset:
         """A copy with only the given pictures, in the given order."""
         self._check_rows(rows)
         index = np.array(rows, dtype=np.int64)
+        extras: dict[str, Any] = {name: frozen(column[index]) for name, column in self._extras().items()}
         return replace(
             self,
             names=self.names.take(index),
@@ -340,7 +312,7 @@ class Dataset:
             caption_source=frozen(self.caption_source[index]),
             tags=self.tags.take(index),
             masks=None if self.masks is None else self.masks.take(index),
-            **{name: frozen(column[index]) for name, column in self._extras().items()},
+            **extras,
             history=(*self.history, note),
         )
 
@@ -447,27 +419,3 @@ class Dataset:
         for row in rows:
             if not 0 <= row < len(self):
                 raise InputError(f"picture {row} is not in the data set, which has {len(self)} (0 to {len(self) - 1})")
-
-
-def options_of(subset: Subset) -> tuple[object, ...]:
-    """Every option of a subset that decides what is trained, without its place on disk."""
-    # A factor of 1 is left out, so that runs made before there was one are found again.
-    weight = () if subset.prior_weight == 1.0 else (("prior_weight", subset.prior_weight),)
-    return (
-        subset.repeats,
-        subset.is_reg,
-        subset.shuffle_captions,
-        subset.keep_tokens,
-        subset.caption_prefix,
-        subset.caption_dropout,
-        subset.tag_dropout,
-        subset.flip,
-        *weight,
-    )
-
-
-def nothing_left(folder: Path, skipped: Sequence[Skipped]) -> InputError:
-    """Builds (does not raise) the error for a folder of which no picture can be used."""
-    first = "; ".join(str(entry) for entry in skipped[:3])
-    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return InputError(f"no picture in {str(folder)!r} can be used ({first}{more}); repair or replace them")

@@ -5,8 +5,10 @@ below it and the nearest one counts. Folder names are not parsed for repeats, as
 kohya's default, so that the file means here what it means there.
 """
 
+import importlib
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from .table import Subset
 from .walk import is_within
 
 if TYPE_CHECKING:
-    from .scan import DatasetParams
+    from .open_params import DatasetParams
 
 MAX_TOML_BYTES = 8 * 1024 * 1024
 _WINDOWS_PATH = re.compile(r"^[A-Za-z]:[\\/]|^\\\\")
@@ -142,7 +144,7 @@ def fingerprint_config(
     Raises:
         AtelierError: As :func:`read_toml_plan`.
     """
-    from .scan import DatasetParams
+    from .open_params import DatasetParams
 
     plan = read_toml_plan(path, DatasetParams(), allowed=allowed)
     parts = [path.read_text(encoding="utf-8-sig")]
@@ -321,13 +323,8 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _tomllib() -> Any:
-    import sys
-
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib
+    """Python's own reader, which came with 3.11, or the same as a library of its own."""
+    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 def _table(path: Path, value: Any, where: str) -> dict[str, Any]:
