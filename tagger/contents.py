@@ -14,11 +14,10 @@ HASH_BYTES = 16
 
 def known_contents(index: Index, dataset: Dataset, rows: Sequence[int]) -> list[bytes | None]:
     """Hashes of pictures as they were when the data set was opened; None where a file has not been read yet."""
-    folders = [str(subset.folder) for subset in dataset.subsets]
+    folders = [os.path.join(subset.folder, "") for subset in dataset.subsets]
     subsets, sizes, times = dataset.subset_index.tolist(), dataset.size_bytes.tolist(), dataset.mtime_ns.tolist()
-    files = (
-        PictureFile(os.path.join(folders[subsets[row]], dataset.names[row]), sizes[row], times[row]) for row in rows
-    )
+    names = dataset.names
+    files = (PictureFile(folders[subsets[row]] + names[row], sizes[row], times[row]) for row in rows)
     values = index.get_many(CONTENT_KIND, [file_key(file) for file in files])
     return [value if value is not None and len(value) == HASH_BYTES else None for value in values]
 

@@ -76,7 +76,7 @@ def with_tagger_tags(column: TagColumn, tags: Tags, params: PickParams, mode: st
         mode: One of `MODES`; ``only missing`` leaves the choice of pictures to `rows_for`.
     """
     names = [written_by(name, params) for name in tags.vocabulary.names]
-    used = np.unique(tags.picked.ids)
+    used = np.flatnonzero(np.bincount(tags.picked.ids, minlength=len(names)))
     column = column.with_vocabulary([names[place] for place in used.tolist()])
     categories = _categories(column, tags.vocabulary)
     canonical = _canonical(column.vocabulary)
@@ -94,14 +94,14 @@ def with_tagger_tags(column: TagColumn, tags: Tags, params: PickParams, mode: st
         chosen = np.zeros(len(column), dtype=bool)
         chosen[tags.rows] = True
         keep = ~chosen[column.row_of_occurrence]
-        removed = column.row_of_occurrence[~keep & ~np.isin(old_keys, new_keys)]
+        removed = column.row_of_occurrence[~keep & ~_among(old_keys, new_keys)]
         column = column.keep(keep)
     else:
         column = _scored(column, tags)
         if mode == "prepend":
-            column = column.keep(~np.isin(old_keys, new_keys))
+            column = column.keep(~_among(old_keys, new_keys))
         else:
-            fresh = ~np.isin(new_keys, old_keys)
+            fresh = ~_among(new_keys, old_keys)
             rows, ids, values = rows[fresh], ids[fresh], values[fresh]
     result = column.with_tags(
         rows, ids, front=mode == "prepend", scores=values.astype(np.float16), source=SOURCE_TAGGER
@@ -135,10 +135,27 @@ def _canonical(vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(name, len(numbers)) for name in normals(vocabulary)], dtype=np.int64)
 
 
+def _among(sought: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each of the sought is one of the keys; quicker than hashing, as both are nearly sorted."""
+    if not len(keys):
+        return np.zeros(len(sought), dtype=bool)
+    ordered = np.sort(keys, kind="stable")
+    found = np.minimum(np.searchsorted(ordered, sought), len(ordered) - 1)
+    same: NDArray[np.bool_] = ordered[found] == sought
+    return same
+
+
+def _distinct(ascending: NDArray[np.int64] | NDArray[np.int32]) -> int:
+    """Number of different values."""
+    return int(np.count_nonzero(np.diff(ascending))) + 1 if len(ascending) else 0
+
+
 def _first_of_each(keys: NDArray[np.int64]) -> NDArray[np.int64]:
     """Places of the first occurrence of each key, ascending."""
-    _, first = np.unique(keys, return_index=True)
-    return np.sort(first)
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    again = np.concatenate([[False], ordered[1:] == ordered[:-1]]) if len(keys) else np.zeros(0, dtype=bool)
+    return np.sort(order[~again])
 
 
 def _scored(column: TagColumn, tags: Tags) -> TagColumn:
@@ -175,12 +192,11 @@ def _counts(
     counts = [
         RuleCount(
             rule=f"{CATEGORIES[number] or 'other'} tags",
-            touched=len(np.unique(rows[of_tag == number])),
+            touched=_distinct(rows[of_tag == number]),
             added=int((of_tag == number).sum()),
         )
-        for number in np.unique(of_tag).tolist()
+        for number in np.flatnonzero(np.bincount(of_tag)).tolist()
     ]
     if len(removed):
-        touched = len(np.unique(removed))
-        counts.append(RuleCount(rule="tags the captions held before", touched=touched, removed=len(removed)))
+        counts.append(RuleCount(rule="tags the captions held before", touched=_distinct(removed), removed=len(removed)))
     return counts

@@ -228,7 +228,7 @@ def _pick_part(scores: SparseScores, limits: NDArray[np.float32], vocabulary: Vo
         keep = _mcut_mask(scores, rows, limits, vocabulary, params)
     best = _argmax_mask(rows, ids, values, limits, vocabulary, params)
     kept = np.flatnonzero(keep)
-    order = kept[np.lexsort((ids[kept], -values[kept], rows[kept]))]
+    order = kept[np.argsort(_surest_first(rows[kept], values[kept]), kind="stable")]
     of_row = rows[order]
     counts = np.bincount(of_row, minlength=len(scores))
     starts = np.cumsum(counts) - counts
@@ -241,11 +241,17 @@ def _pick_part(scores: SparseScores, limits: NDArray[np.float32], vocabulary: Vo
     group[: len(best)] = -1
     if params.characters_first:
         group[len(best) :][is_character[ids[order]]] = 0
-    final = chosen[np.lexsort((np.arange(len(chosen)), group, rows[chosen]))]
+    final = chosen[np.argsort(rows[chosen].astype(np.int64) * 4 + group, kind="stable")]
     lengths = np.bincount(rows[final], minlength=len(scores)).astype(np.int64)
     return Picked(
         offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]), ids=ids[final], values=values[final]
     )
+
+
+def _surest_first(rows: NDArray[np.int32], values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Keys that sort by picture, then by falling score: the bits of positive floats sort as the floats do."""
+    bits = np.ascontiguousarray(values).view(np.int32).astype(np.int64)
+    return (rows.astype(np.int64) << 32) + (np.int64(0x7FFFFFFF) - bits)
 
 
 def _limits(vocabulary: Vocabulary, params: PickParams) -> NDArray[np.float32]:
@@ -327,8 +333,8 @@ def _listed(text: str) -> list[str]:
 def by_name(vocabulary: Vocabulary) -> Mapping[str, int]:
     """Place of each tag by its normal form; of several spellings the first, ratings only where nothing else has it."""
     places: dict[str, int] = {}
-    order = sorted(range(len(vocabulary)), key=lambda place: vocabulary.categories[place] in vocabulary.argmax)
-    for place, name in ((place, normals(vocabulary.names)[place]) for place in order):
-        if name:
-            places.setdefault(name, place)
+    names = normals(vocabulary.names)
+    for place in sorted(range(len(vocabulary)), key=lambda place: vocabulary.categories[place] in vocabulary.argmax):
+        if names[place]:
+            places.setdefault(names[place], place)
     return places
