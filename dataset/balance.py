@@ -6,17 +6,16 @@ repeats are that over the smallest one. Source: the weight tree of cyber-meow/an
 weights and rounding down it gives the 19 folders of record 003.
 """
 
-import fnmatch
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.errors import InputError, nearest_names
+from ..core.errors import InputError
 from ..core.params import Params, param
+from .balance_tree import LEVEL, Levels, parse_weights, shares_of
 from .columns import TextColumn, frozen
 from .layout import MAX_REPEATS, parse_repeat_name
 from .words import counted, printable
@@ -26,11 +25,8 @@ if TYPE_CHECKING:
 
 FLOOR, NEAREST, DECIMALS = "floor", "nearest", "two decimals"
 ROUNDINGS = (FLOOR, NEAREST, DECIMALS)
-_LEVEL = re.compile(r"[~/]")
 _EPSILON = 1e-9
 _FEW_FILES = 20
-
-Levels = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +214,7 @@ def plan_repeats(
         if count < 1:
             raise InputError(f"the {what} {'~'.join(levels)!r} holds no pictures; leave it out or fill it")
     rules = parse_weights(params.weights)
-    shares, unmatched = _shares(list(files), rules)
+    shares, unmatched = shares_of(list(files), rules)
     per_file = {levels: shares[levels] / files[levels] for levels in files}
     least = min(per_file.values())
     ratios = {levels: value / least for levels, value in per_file.items()}
@@ -267,7 +263,7 @@ def tree_places(dataset: "Dataset") -> dict[int, Levels]:
     for number, subset in enumerate(dataset.subsets):
         parts = subset.folder.relative_to(dataset.root).parts if subset.folder.is_relative_to(dataset.root) else ()
         names = [_without_count(part) for part in parts or (subset.folder.name,)]
-        levels = tuple(level for name in names for level in _LEVEL.split(name) if level.strip())
+        levels = tuple(level for name in names for level in LEVEL.split(name) if level.strip())
         levels = levels or (subset.folder.name,)
         again = 2
         unique = levels
@@ -302,85 +298,6 @@ def split_by_folder(dataset: "Dataset") -> "Dataset":
         subset_index=frozen(numbers),
         history=(*dataset.history, f"split into {counted(len(subsets), 'folder')}"),
     )
-
-
-def parse_weights(text: str) -> list[tuple[str, float]]:
-    """Rules (pattern, weight) of lines ``pattern,weight``; empty lines and those that begin with # do not count.
-
-    Raises:
-        InputError: A line is not such a rule; its number is named.
-    """
-    rules = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        pattern, comma, value = line.rpartition(",")
-        try:
-            weight = float(value)
-        except ValueError:
-            weight = math.nan
-        if not comma or not pattern.strip() or math.isnan(weight):
-            raise InputError(f"line {number} of the weights is {line!r}; write pattern,weight, such as fanart,0.5")
-        if not 1e-6 <= weight <= 1e6:
-            raise InputError(
-                f"line {number} of the weights gives {weight:g} to {pattern.strip()!r}, allowed is 0.000001 to "
-                "1000000; to leave a folder out, filter it"
-            )
-        rules.append((pattern.strip(), weight))
-    return rules
-
-
-def _shares(leaves: Sequence[Levels], rules: Sequence[tuple[str, float]]) -> tuple[dict[Levels, float], list[str]]:
-    """Share of every leaf, and a sentence for every rule that fits no node."""
-    children: dict[Levels, dict[Levels, float]] = {}
-    used: set[str] = set()
-    for leaf in leaves:
-        for depth in range(len(leaf)):
-            node = leaf[: depth + 1]
-            siblings = children.setdefault(leaf[:depth], {})
-            if node not in siblings:
-                siblings[node] = _weight(node, rules, used)
-    for leaf in leaves:  # a folder with pictures of its own beside sub-folders: they weigh as one more sub-folder
-        if leaf in children:
-            own = (*leaf, "")
-            children[leaf][own] = 1.0
-    shares = {}
-    for leaf in leaves:
-        path = (*leaf, "") if leaf in children else leaf
-        share = 1.0
-        for depth in range(len(path)):
-            siblings = children[path[:depth]]
-            share *= siblings[path[: depth + 1]] / math.fsum(siblings.values())
-        shares[leaf] = share
-    return shares, _unmatched(rules, used, children)
-
-
-def _weight(node: Levels, rules: Sequence[tuple[str, float]], used: set[str]) -> float:
-    found = None
-    for pattern, weight in rules:
-        if _fits(node, pattern):
-            used.add(pattern)
-            found = weight if found is None else found
-    return 1.0 if found is None else found
-
-
-def _fits(node: Levels, pattern: str) -> bool:
-    wanted = "~".join(_LEVEL.split(pattern)).casefold()
-    return fnmatch.fnmatchcase(node[-1].casefold(), wanted) or fnmatch.fnmatchcase("~".join(node).casefold(), wanted)
-
-
-def _unmatched(
-    rules: Sequence[tuple[str, float]], used: set[str], children: Mapping[Levels, Mapping[Levels, float]]
-) -> list[str]:
-    names = list(dict.fromkeys(node[-1] for siblings in children.values() for node in siblings if node[-1]))
-    sentences = []
-    for pattern, _ in rules:
-        if pattern not in used:
-            nearest = nearest_names(pattern, names)
-            hint = f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-            sentences.append(f"the weight of {pattern!r} matched 0 folders{hint}")
-    return sentences
 
 
 def _folder(levels: Levels, files: int, share: float, exact: float, params: BalanceParams) -> FolderPlan:

@@ -12,12 +12,12 @@ from lora_atelier.dataset.balance import (
     BalanceParams,
     Plan,
     apply_plan,
-    parse_weights,
     plan_dataset,
     plan_repeats,
     split_by_folder,
     tree_places,
 )
+from lora_atelier.dataset.balance_tree import parse_weights
 from lora_atelier.dataset.scan import DatasetParams, open_folder
 
 RECORD_003 = {
