@@ -234,7 +234,8 @@ class _Run:
     def go(self, pictures: Iterator[_Picture]) -> None:
         """Scores them all; whatever happens, what is finished is written."""
         groups: deque[list[tuple[_Picture, Future[tuple[bytes, bytes]] | None]]] = deque()
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="atelier-tagger") as pool:
+        # One thread more than cores: a core has work while a thread waits for the disk or for Python's lock.
+        with ThreadPoolExecutor(self.workers + 1, thread_name_prefix="atelier-tagger") as pool:
             try:
                 while True:
                     while len(groups) < 2 and (group := self._next_group(pictures, pool)):
@@ -242,7 +243,7 @@ class _Run:
                     if not groups:
                         break
                     for pictures_of_job in self._jobs_of(self._identified(groups.popleft())):
-                        self._await(self.workers + 1)
+                        self._await(self.workers + 2)
                         self._jobs.add(pool.submit(self._score, pictures_of_job))
                 while self._jobs:
                     self._await(len(self._jobs) - 1)

@@ -30,7 +30,7 @@ from lora_atelier.tagger.tag import tag_dataset
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
 
 WORKERS, BATCH = 2, 8
-IN_THE_WORKERS = (2 * WORKERS + 2) * BATCH
+IN_THE_WORKERS = (2 * WORKERS + 4) * BATCH
 """Pictures in jobs that run, wait or are finished but not yet taken."""
 
 CHILD = """

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -238,6 +239,29 @@ def test_two_runs_at_once_lose_nothing(tagger, make_dataset, index):
     assert len(results) == 2
     np.testing.assert_array_equal(results[0].scores.values, results[1].scores.values)
     assert ScoreStore(index, tagger).count() == 80
+
+
+def test_on_a_gpu_at_most_two_batches_are_on_the_device(tagger, make_dataset, index, monkeypatch):
+    dataset = make_dataset(64)
+    inside, most, sizes = [0], [0], []
+    real, lock = tagger.score_batch, threading.Lock()
+
+    def watched(pictures):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            sizes.append(len(pictures))
+        time.sleep(0.01)
+        with lock:
+            inside[0] -= 1
+        return real(pictures)
+
+    monkeypatch.setattr(tagger, "score_batch", watched)
+    monkeypatch.setattr(type(tagger), "on_cpu", False)
+    scored = score_dataset(dataset, tagger, index, workers=6)
+    assert scored.inferred == 64
+    assert most[0] <= 2
+    assert set(sizes) == {tagger.batch_size}  # whole batches, however long they take
 
 
 def test_keys_and_merging():
