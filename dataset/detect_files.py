@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import FormatError, StorageError
+from .beside import SeenFolders
 from .detect import Box, Found
 from .detect_rows import Boxes
 from .table import Dataset
 from .words import printable
 
-BESIDE = (".boxes.txt", ".boxes.json")
-"""Endings of box files beside pictures; a plain .txt there is the caption."""
+BESIDE = ".boxes"
+"""What stands between name and ending of a box file beside its picture; a plain .txt there is the caption."""
+ENDINGS = (".txt", ".json")
 CLASS_FILES = ("classes.txt", "names.txt", "labels.txt")
 HINT_CLASS = "head"
 """What a file-name hint marks; kohya's scripts read it as the face."""
@@ -49,22 +51,25 @@ def boxes_from_files(dataset: Dataset, place: Path | None) -> Boxes:
     rows: dict[int, list[Found]] = {}
     problems: list[str] = []
     files = 0
+    seen = SeenFolders()
     for row in range(len(dataset)):
-        path = _box_file(dataset, row, place)
+        path = _box_file(dataset, row, place, seen)
         if path is None:
             continue
         files += 1
         try:
             whole = _full_size(dataset, row)
             text = _read(path)
-            found = _from_json(_parsed(text), whole) if path.suffix == ".json" else _from_yolo(text, whole, classes)
+            found = (
+                _from_json(_parsed(text), whole) if path.suffix.lower() == ".json" else _from_yolo(text, whole, classes)
+            )
             _put(rows, dataset, row, found)
         except (FormatError, StorageError) as refusal:
             problems.append(f"{printable(path.name)}: {refusal}")
     if not files:
         where = f"in {place}" if place is not None else "beside the pictures"
         example = Path(dataset.names[0]).stem
-        names = f"{example}.txt or {example}.json" if place is not None else f"{example}{BESIDE[0]}"
+        names = f"{example}.txt or {example}.json" if place is not None else f"{example}{BESIDE}.txt"
         raise StorageError(f"no picture has a box file {where}; name them as the pictures, such as {names}")
     if not rows and problems:
         raise FormatError(f"none of the {files} box files can be used ({problems[0]}); correct them")
@@ -115,17 +120,14 @@ def _full_size(dataset: Dataset, row: int) -> tuple[int, int]:
     return int(dataset.width_px[row]), int(dataset.height_px[row])
 
 
-def _box_file(dataset: Dataset, row: int, place: Path | None) -> Path | None:
+def _box_file(dataset: Dataset, row: int, place: Path | None, seen: SeenFolders) -> Path | None:
     name = dataset.names[row]
     stem = os.path.splitext(name)[0]
+    own = dataset.subset_of(row).folder
     if place is None:
-        picture = dataset.subset_of(row).folder
-        tried = [picture / (base + ending) for base in (stem, name) for ending in BESIDE]
-    else:
-        own = dataset.subset_of(row).folder.name
-        bases = dict.fromkeys((f"{own}/{stem}", stem, name, os.path.basename(stem), os.path.basename(name)))
-        tried = [place / (base + ending) for base in bases for ending in (".txt", ".json")]
-    return next((path for path in tried if path.is_file()), None)
+        return seen.first((f"{own}/{base}{BESIDE}" for base in (stem, name)), ENDINGS)
+    bases = dict.fromkeys((f"{own.name}/{stem}", stem, name, os.path.basename(stem), os.path.basename(name)))
+    return seen.first((f"{place}/{base}" for base in bases), ENDINGS)
 
 
 def _class_list(place: Path | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from ..core.errors import InputError
 from ..core.params import Params, param
 from ..core.progress import Progress, SilentProgress
 from . import images
+from .beside import SeenFolders
 from .columns import TextColumn
 from .images import BadPicture, load_image, read_header
 from .table import Dataset
@@ -81,11 +82,12 @@ def with_masks(
     found: list[str] = []
     counts = {"alpha": 0, "files": 0, "scaled": 0, "none": 0}
     problems: list[str] = []
+    seen = SeenFolders()
     for row in range(len(dataset)):
         if row % _UPDATE_EVERY == 0:
             progress.update(row, len(dataset), "Looking for masks")
         try:
-            found.append(_mask_of(dataset, row, params.source, folder, allowed, counts))
+            found.append(_mask_of(dataset, row, params.source, folder, allowed, counts, seen))
         except BadPicture as refusal:
             problems.append(f"{printable(dataset.names[row])}: {refusal.reason}")
             found.append("")
@@ -170,10 +172,11 @@ def _mask_of(
     folder: Path | None,
     allowed: Callable[[Path], bool] | None,
     counts: dict[str, int],
+    seen: SeenFolders,
 ) -> str:
     """What stands in the column for one picture; "" for none."""
     if source.startswith("files"):
-        path = _mask_file(dataset, row, folder)
+        path = _mask_file(dataset, row, folder, seen)
         if path is not None:
             if allowed is not None and not allowed(path.resolve()):
                 raise BadPicture(path, f"its mask {path.name!r} lies behind a link out of the allowed folders")
@@ -212,18 +215,13 @@ def _no_masks(dataset: Dataset, masks: list[str]) -> list[int]:
     return [row for row in range(len(dataset)) if not used or dataset.path(row) not in used]
 
 
-def _mask_file(dataset: Dataset, row: int, folder: Path | None) -> Path | None:
-    name = dataset.names[row]
-    stem = os.path.splitext(name)[0]
+def _mask_file(dataset: Dataset, row: int, folder: Path | None, seen: SeenFolders) -> Path | None:
+    stem = os.path.splitext(dataset.names[row])[0]
+    own = dataset.subset_of(row).folder
     if folder is None:
-        own = dataset.subset_of(row).folder
-        tried = [own / (stem + mark + ending) for mark in BESIDE for ending in ENDINGS]
-    else:
-        own_name = dataset.subset_of(row).folder.name
-        bases = dict.fromkeys((f"{own_name}/{stem}", stem, os.path.basename(stem)))
-        marks = ("", *BESIDE)
-        tried = [folder / (base + mark + ending) for base in bases for mark in marks for ending in ENDINGS]
-    return next((path for path in tried if path.is_file()), None)
+        return seen.first((f"{own}/{stem}{mark}" for mark in BESIDE), ENDINGS)
+    bases = dict.fromkeys((f"{own.name}/{stem}", stem, os.path.basename(stem)))
+    return seen.first((f"{folder}/{base}{mark}" for base in bases for mark in ("", *BESIDE)), ENDINGS)
 
 
 def _check_size(path: Path, mask: tuple[int, int], picture: tuple[int, int]) -> None:
