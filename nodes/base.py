@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ..families._base import Base, open_base
+from ..core.errors import AtelierError, InputError
+from ..families._base import BY_FILE, SWITCHES, Base, MergedLora, open_base
+from ..families._spec import PREDICTIONS
+from ..merger.lora.handle import Lora, stem_strengths
 from ._changes import named_file_state
-from .host import PICO_NAME, get_host
+from .host import OWN_VAE, PICO_NAME, PICO_XL_NAME, get_host
+from .lora import presets
 from .widgets import ROOT_CATEGORY, combo, socket
 
 DTYPES = ["fp32", "fp16", "bf16"]
@@ -36,8 +41,8 @@ class OpenBase:
             "required": {
                 "base_name": combo(
                     names,
-                    f"A .safetensors checkpoint of the SD 1.x family from the checkpoints folder, or '{PICO_NAME}', a "
-                    "tiny model that comes with the pack.",
+                    "A .safetensors checkpoint of SD 1.x, SD 2.x or SDXL from the checkpoints folder, or one of the "
+                    f"tiny models that come with the pack: '{PICO_NAME}' and '{PICO_XL_NAME}'.",
                 ),
                 "dtype": combo(
                     DTYPES,
@@ -45,34 +50,119 @@ class OpenBase:
                     "computed in fp32. ComfyUI chooses its own format, and training goes by its own 'precision'.",
                     default="fp32",
                 ),
-            }
+            },
+            "optional": {
+                "vae": combo(
+                    get_host().vae_names(),
+                    "Whose VAE encodes the pictures for training and decodes what is drawn; a file of the vae folder "
+                    "helps where the checkpoint's own is missing or damaged.",
+                    default=OWN_VAE,
+                ),
+                "prediction": combo(
+                    [BY_FILE, *PREDICTIONS],
+                    "What the model answers. Most checkpoints that predict v say so; choose it by hand for one that "
+                    "does not, and train it with the objective for v.",
+                    default=BY_FILE,
+                ),
+                "zero_terminal_snr": combo(
+                    list(SWITCHES),
+                    "Whether the last time step is pure noise, as some models that predict v were trained. Most of "
+                    "them say so in the file.",
+                    default=BY_FILE,
+                ),
+            },
         }
 
     @classmethod
-    def IS_CHANGED(cls, base_name: str | None = None, **_: Any) -> str:
+    def IS_CHANGED(cls, base_name: str | None = None, vae: str | None = None, **_: Any) -> str:
         """A file written anew is seen."""
-        return named_file_state(get_host().checkpoint_path, base_name)
+        state = named_file_state(get_host().checkpoint_path, base_name)
+        return state if vae in (None, "", OWN_VAE) else f"{state} {named_file_state(get_host().vae_path, vae)}"
 
     @classmethod
-    def VALIDATE_INPUTS(cls, base_name: str | None = None) -> bool | str:
+    def VALIDATE_INPUTS(cls, base_name: str | None = None, vae: str | None = None) -> bool | str:
         """A name this machine lacks is answered with the nearest names instead of a bare refusal."""
-        if base_name is None:
-            return True
-        return _refusal(base_name) or True
+        host = get_host()
+        if base_name is not None:
+            refusal = _refusal(host.checkpoint_path, base_name)
+            if refusal:
+                return refusal
+        return True if vae is None else _refusal(host.vae_path, vae) or True
 
-    def open(self, base_name: str, dtype: str) -> tuple[Base]:
+    def open(
+        self,
+        base_name: str,
+        dtype: str,
+        vae: str = OWN_VAE,
+        prediction: str = BY_FILE,
+        zero_terminal_snr: str = BY_FILE,
+    ) -> tuple[Base]:
         """Make the handle."""
-        return (open_base(get_host().checkpoint_path(base_name), name=base_name, dtype=dtype),)
+        host = get_host()
+        vae_path = host.vae_path(vae)
+        base = open_base(
+            host.checkpoint_path(base_name),
+            name=base_name,
+            dtype=dtype,
+            vae_path=vae_path,
+            vae_name="" if vae_path is None else vae,
+            prediction=prediction,
+            zero_terminal_snr=zero_terminal_snr,
+        )
+        return (base,)
 
 
-def _refusal(base_name: str) -> str:
-    from ..core.errors import AtelierError
-
+def _refusal(path_of: Callable[[str], Any], name: str) -> str:
     try:
-        get_host().checkpoint_path(base_name)
+        path_of(name)
     except AtelierError as refusal:
         return str(refusal)
     return ""
+
+
+class BaseWithLora:
+    """Merges a LoRA into the base before anything is done with it."""
+
+    ID = "AtelierBaseWithLora"
+    TITLE = "Base with LoRA Merged In (Atelier)"
+    CATEGORY = f"{ROOT_CATEGORY}/Model"
+    DESCRIPTION = (
+        "Makes a LoRA part of the base model: training starts from the changed weights, and what is trained does not "
+        "contain it. Several can be put one after another. No file is written."
+    )
+    SEARCH_ALIASES = ["merge lora", "base weights", "relora", "bake lora"]
+    RETURN_TYPES = ("ATELIER_BASE",)
+    RETURN_NAMES = ("base",)
+    OUTPUT_TOOLTIPS = ("The same base model with the LoRA merged in first.",)
+    FUNCTION = "merge"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs."""
+        return {
+            "required": {
+                "base": socket("ATELIER_BASE", "The base model."),
+                "lora": socket("ATELIER_LORA", "The LoRA to merge in, with its strengths and block weights."),
+            }
+        }
+
+    def merge(self, base: Base, lora: Lora) -> tuple[Base]:
+        """Make the handle."""
+        if lora.family != base.family:
+            raise InputError(
+                f"{lora.name} is a LoRA for {lora.family} and {base.name} is {base.family}: merge in a LoRA that was "
+                "trained for this kind of base."
+            )
+        strengths, _ = stem_strengths(lora, presets=presets())
+        other = sorted((stem, factor) for stem, factor in strengths.items() if factor != 1.0)
+        merged = MergedLora(
+            path=lora.path,
+            name=lora.name,
+            strength_model=lora.strength_model,
+            strength_clip=lora.strength_clip,
+            stem_strengths=tuple(other),
+        )
+        return (base.with_lora(merged),)
 
 
 class BaseToModel:
@@ -104,4 +194,4 @@ class BaseToModel:
         return get_host().load_base(base)
 
 
-NODES = (OpenBase, BaseToModel)
+NODES = (OpenBase, BaseToModel, BaseWithLora)

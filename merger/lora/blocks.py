@@ -43,7 +43,7 @@ def _rows(prefix: str, numbers: Iterable[int]) -> tuple[str, ...]:
     return tuple(f"{prefix}{number:02d}" for number in numbers)
 
 
-FORMS: Mapping[str, tuple[VectorForm, VectorForm]] = {
+_FORMS: Mapping[str, tuple[VectorForm, VectorForm]] = {
     "sd15": (
         VectorForm(
             blocks=(TEXT_ENCODER, *_rows("IN", (1, 2, 4, 5, 7, 8)), "MID", *_rows("OUT", range(3, 12))),
@@ -65,6 +65,8 @@ FORMS: Mapping[str, tuple[VectorForm, VectorForm]] = {
         ),
     ),
 }
+
+FORMS: Mapping[str, tuple[VectorForm, VectorForm]] = {**_FORMS, "sd2": _FORMS["sd15"]}
 """Per family: the short form (blocks with attention) and the long form (every block)."""
 
 
@@ -110,7 +112,7 @@ def explain_weights(
         text: A preset name (``NIN``), a name with values for its letters (``AOUT A=0.5``, ``ROUT seed=3``), the
             numbers themselves separated by commas or spaces, or nothing (the same as ALL). A leading ``lbw=`` is
             passed over.
-        family: The LoRA's family, ``sd15`` or ``sdxl``.
+        family: The LoRA's family, ``sd15``, ``sd2`` or ``sdxl``.
         stems: The module stems of the file; they say whether it has more than the attention blocks.
         presets: Named vectors; the shipped ones by default.
         block_of_stem: Names the block of a stem; the family's own by default.

@@ -115,18 +115,34 @@ def lora_family(header: Header, name: str) -> str:
             f"'{name}' is not a LoRA: none of its {len(header.shapes)} tensors has a LoRA's name; "
             "choose a file that a LoRA trainer wrote."
         )
-    other = _other_model(header, stems)
+    other = _other_model(stems)
     if other:
-        raise FormatError(f"'{name}' is a LoRA for {other}; only LoRAs for SD 1.x can be opened so far.")
-    return "sd15"
+        raise FormatError(
+            f"'{name}' is a LoRA for {other}; only LoRAs for SD 1.x, SD 2.x and SDXL can be opened so far."
+        )
+    return _told_family(header) or _shown_family(header, stems)
 
 
-def _other_model(header: Header, stems: list[str]) -> str:
+def _told_family(header: Header) -> str:
+    """The family that the file's metadata names, "" where it names none that is known here."""
+    version = header.metadata.get("ss_base_model_version", "")
+    architecture = header.metadata.get("modelspec.architecture", "")
+    if version.startswith("sdxl_") or architecture.startswith("stable-diffusion-xl"):
+        return "sdxl"
+    if version.startswith("sd_v2") or header.metadata.get("ss_v2") == "True":
+        return "sd2"
+    return "sd15" if version.startswith("sd_v1") else ""
+
+
+def _shown_family(header: Header, stems: list[str]) -> str:
+    """The family by the width of the text states that cross-attention takes, and by names that only SDXL has."""
     widths = {shape[1] for key, shape in header.shapes.items() if _CROSS_ATTENTION.search(key) and len(shape) >= 2}
     if 2048 in widths or any(_SDXL_STEM.search(stem) for stem in stems):
-        return "SDXL"
-    if 1024 in widths:
-        return "SD 2.x"
+        return "sdxl"
+    return "sd2" if 1024 in widths else "sd15"
+
+
+def _other_model(stems: list[str]) -> str:
     if any(word in stem for stem in stems for word in _OTHER_MODELS):
         return "a transformer model such as Flux or SD 3"
     known = (

@@ -15,7 +15,7 @@ from lora_atelier.families._base import open_base
 from lora_atelier.nodes.host.local import LocalHost
 from lora_atelier.nodes.host.local_generate import encode, encode_prompt
 from lora_atelier.nodes.host.local_schedules import SCHEDULERS, sigmas_for
-from lora_atelier.nodes.host.protocol import PICO_NAME
+from lora_atelier.nodes.host.protocol import PICO_NAME, PICO_XL_NAME
 
 PACK = Path(__file__).resolve().parents[2]
 CHILD = PACK / "tests" / "helpers" / "fidelity_child.py"
@@ -61,12 +61,17 @@ CASES += [{"kind": "times", "factor": factor} for factor in (0.9, 1.0, 1.004)]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Host, base, LoRA, and what ComfyUI drew."""
-    folder = tmp_path_factory.mktemp("fidelity")
+    return drawn_by_comfyui(tmp_path_factory.mktemp("fidelity"), PICO_NAME, CASES)
+
+
+def drawn_by_comfyui(folder, base_name, cases):
+    """Host, a tiny base's parts, a LoRA for it, and what ComfyUI made of each case."""
     host = LocalHost(folder / "base")
-    parts = host.load_base(open_base(host.checkpoint_path(PICO_NAME), name=PICO_NAME))
+    path = host.checkpoint_path(base_name)
+    parts = host.load_base(open_base(path, name=base_name))
     lora = _random_lora(parts)
     write_tensors(folder / "random.safetensors", lora, {})
-    (folder / "cases.json").write_text(json.dumps(CASES))
+    (folder / "cases.json").write_text(json.dumps(cases))
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
     names = [
         os.environ["COMFYUI_DIR"],
@@ -74,12 +79,13 @@ def world(tmp_path_factory):
         folder / "cases.json",
         folder / "random.safetensors",
         folder / "drawn.npz",
+        path,
     ]
     done = subprocess.run([python, CHILD, *map(str, names)], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "lora key not loaded" not in done.stderr
     with np.load(folder / "drawn.npz") as drawn:
-        return host, parts, lora, {number: drawn[str(number)] for number in range(len(CASES))}
+        return host, parts, lora, {number: drawn[str(number)] for number in range(len(cases))}
 
 
 def _random_lora(parts):
@@ -99,6 +105,10 @@ def _random_lora(parts):
 def draw(world, case):
     """The same case on the local host."""
     host, (model, clip, vae), lora, _ = world
+    if "variant" in case:
+        told = {"prediction": case["variant"]["prediction_type"]}
+        told["zero_terminal_snr"] = "on" if case["variant"]["zero_terminal_snr"] else "off"
+        model, _, _ = host.load_base(open_base(host.checkpoint_path(PICO_XL_NAME), name=PICO_XL_NAME, **told))
     if case.get("lora"):
         weights = {"strength_model": case["lora"][0], "strength_clip": case["lora"][1], "stem_strengths": {}}
         model, clip = host.apply_lora(model, clip, lora, **weights)

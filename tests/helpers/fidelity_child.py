@@ -1,6 +1,6 @@
 """Runs inside ComfyUI's environment: draws the cases of a JSON file with ComfyUI's own code, writes an npz file.
 
-Arguments: ComfyUI's folder, the pack's folder, the cases, the LoRA file, the npz to write.
+Arguments: ComfyUI's folder, the pack's folder, the cases, the LoRA file, the npz to write, the tiny base.
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    checkout, pack, cases_path, lora_path, target = sys.argv[1:]
+    checkout, pack, cases_path, lora_path, target, base_path = sys.argv[1:]
     sys.argv = [sys.argv[0], "--cpu"]
     sys.path.insert(0, checkout)
     import comfy.options
@@ -31,19 +31,23 @@ def main() -> None:
     package = importlib.util.module_from_spec(spec)
     sys.modules["lora_atelier"] = package
     spec.loader.exec_module(package)
+    from lora_atelier.families._spec import Variant
     from lora_atelier.nodes.host.comfy_pico import load_pico
-    from lora_atelier.nodes.host.shared import PICO_BASE
+    from lora_atelier.nodes.host.comfy_variant import as_told
 
     folder_paths.set_temp_directory(str(Path(target).parent))
     results = {}
     with torch.inference_mode():
-        model, clip, vae = load_pico(PICO_BASE, temp_dir=Path(target).parent)
+        model, clip, vae = load_pico(Path(base_path), temp_dir=Path(target).parent)
         sampling = model.get_model_object("model_sampling")
         lora = comfy.utils.load_torch_file(lora_path, safe_load=True)
         for number, case in enumerate(json.loads(Path(cases_path).read_text())):
+            m, c = model, clip
+            if "variant" in case:
+                m = as_told(m, Variant(**case["variant"]))
             if case["kind"] == "sigmas":
                 sigmas = comfy.samplers.KSampler(
-                    model, case["steps"], torch.device("cpu"), "euler", case["scheduler"], case["denoise"]
+                    m, case["steps"], torch.device("cpu"), "euler", case["scheduler"], case["denoise"]
                 ).sigmas
                 results[str(number)] = sigmas.numpy()
                 continue
@@ -51,7 +55,6 @@ def main() -> None:
                 table = sampling.sigmas[::37] * case["factor"]
                 results[str(number)] = sampling.timestep(table).numpy()
                 continue
-            m, c = model, clip
             if case.get("lora"):
                 m, c = comfy.sd.load_lora_for_models(m, c, lora, *case["lora"])
             if case.get("clip_layer"):

@@ -1,0 +1,42 @@
+"""The sizes that SDXL's UNet is told of every training picture."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..dataset.buckets import Bucket
+from ..families._spec import Conditioning
+
+
+def crop_top_left(bucket: Bucket, *, flipped: bool) -> tuple[int, int]:
+    """Returns the crop (top, left) in px that a picture is said to have.
+
+    Source: kohya-ss/sd-scripts, ``BucketManager.get_crop_ltrb`` and the flip in ``BaseDataset.__getitem__``, so that a
+    LoRA trained here is told what one trained there is: the margins that the picture would leave in its bucket if it
+    were fitted inside, not the pixels that are cut off, and the same for every focal point.
+    """
+    width, height = bucket.size
+    ratio = bucket.source[0] / bucket.source[1]
+    is_wider = width / height > ratio
+    fitted_width = height * ratio if is_wider else float(width)
+    fitted_height = float(height) if is_wider else width / ratio
+    left, top = (width - fitted_width) // 2, (height - fitted_height) // 2
+    return int(top), int(width - (left + fitted_width) if flipped else left)
+
+
+def conditioning_of(buckets: Sequence[Bucket], flips: Sequence[bool], device: torch.device) -> Conditioning:
+    """Returns what is told of the pictures of a batch: source size, crop, and the size they are trained at.
+
+    Args:
+        buckets: of each picture.
+        flips: whether each is mirrored.
+        device: the training device.
+    """
+    original = [(bucket.source[1], bucket.source[0]) for bucket in buckets]
+    crops = [crop_top_left(bucket, flipped=flip) for bucket, flip in zip(buckets, flips, strict=True)]
+    target = [(bucket.height, bucket.width) for bucket in buckets]
+
+    def tensor(pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        return torch.tensor(pairs, dtype=torch.int64).to(device, non_blocking=True)
+
+    return Conditioning(original_size=tensor(original), crop=tensor(crops), target_size=tensor(target))
