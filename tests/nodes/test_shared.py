@@ -36,3 +36,28 @@ def test_the_folder_is_walked_again_only_when_it_changed(tmp_path: Path, monkeyp
     assert list(tagger_entries([tmp_path])) == ["new", "wd"]
     add(tmp_path / "wd" / "deeper" / "model.onnx")
     assert list(tagger_entries([tmp_path])) == ["new", "wd/deeper", "wd"]
+
+
+def test_one_index_per_process_and_folder(tmp_path: Path) -> None:
+    first = shared.open_index(tmp_path / "user")
+    assert shared.open_index(tmp_path / "user") is first
+    assert shared.open_index(tmp_path / "other") is not first
+    assert first.path == tmp_path / "user" / "index.sqlite"
+    first.put_many("kind", [(b"key", b"value")])
+    assert shared.open_index(tmp_path / "user").get("kind", b"key") == b"value"
+
+
+def test_without_a_usable_index_all_goes_on_and_it_is_told(tmp_path: Path) -> None:
+    from atelier_tests.helpers.fake_host import FakeHost
+    from atelier_tests.helpers.progress import RecordingProgress
+    from lora_atelier.nodes._index import index_if_usable
+    from lora_atelier.nodes.host import set_host
+
+    (tmp_path / "user").write_bytes(b"a file where the folder should be")
+    progress = RecordingProgress()
+    set_host(FakeHost(tmp_path))
+    try:
+        assert index_if_usable(progress) is None
+    finally:
+        set_host(None)
+    assert progress.lines[0].startswith("Nothing is remembered: the index ")
