@@ -7,8 +7,10 @@ import torch
 
 from lora_atelier.core.errors import InputError
 from lora_atelier.families._spec import get_family
+from lora_atelier.trainer.objectives._noise import draw_noise
 from lora_atelier.trainer.objectives._spec import Question, objectives
-from lora_atelier.trainer.objectives.epsilon import OBJECTIVE, EpsilonParams, add_noise, ask, draw_noise, loss
+from lora_atelier.trainer.objectives._tables import add_noise
+from lora_atelier.trainer.objectives.epsilon import OBJECTIVE, EpsilonParams, ask, loss
 
 # Worked out in plain Python from the scaled-linear schedule 0.00085 .. 0.012 over 1000 steps.
 BY_HAND = {

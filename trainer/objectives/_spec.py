@@ -39,10 +39,29 @@ class Loss(Protocol):
     """How far an answer is off."""
 
     def __call__(
-        self, prediction: torch.Tensor, question: Question, *, alphas_cumprod: torch.Tensor, params: Any
+        self,
+        prediction: torch.Tensor,
+        question: Question,
+        *,
+        alphas_cumprod: torch.Tensor,
+        params: Any,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns the loss of every sample, [b] fp32."""
+        """Returns the loss of every sample, [b] fp32; ``mask`` [b, 1, h, w] weighs the elements before their mean."""
         ...
+
+
+class NoiseSchedule(Protocol):
+    """The noise schedule the objective works with."""
+
+    def __call__(self, alphas_cumprod: torch.Tensor, *, params: Any, terminal_snr_is_zero: bool) -> torch.Tensor:
+        """Returns the schedule [T] made from the family's; the model may say that its terminal SNR is zero."""
+        ...
+
+
+def family_schedule(alphas_cumprod: torch.Tensor, *, params: Any, terminal_snr_is_zero: bool) -> torch.Tensor:
+    """Returns the family's schedule unchanged."""
+    return alphas_cumprod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +76,7 @@ class Objective:
         params: its settings.
         ask: makes the question from clean latents.
         loss: the loss of every sample.
+        schedule: the noise schedule; all tables are made from what it returns.
     """
 
     name: str
@@ -66,6 +86,7 @@ class Objective:
     params: type[Params]
     ask: Ask
     loss: Loss
+    schedule: NoiseSchedule = family_schedule
 
 
 def objectives() -> dict[str, Objective]:
