@@ -4,15 +4,16 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..core.errors import AtelierError, FormatError
+from ..core.errors import AtelierError
 from ..core.files import atomic_path, read_json, write_json
 from ..core.tensors import read_tensors, write_tensors
+from ._state_codec import give_tensors, take_tensors
 
 LORA_FILE = "lora.safetensors"
 STATE_FILE = "state.safetensors"
@@ -21,6 +22,7 @@ FACTS_FILE = "state.json"
 _ADAPTER = "adapter/"
 _OPTIMIZER = "optimizer/"
 _PRECISION = "precision/"
+_AVERAGE = "average/"
 _ASIDE = ".aside.tmp"
 
 
@@ -52,14 +54,16 @@ class State:
     """What an exact resume needs.
 
     Attributes:
-        adapter: the trained tensors, fp32.
+        adapter: the trained tensors.
         optimizer: the optimizer's ``state_dict``.
         precision: the state of the loss scale, empty except for fp16.
+        average: the moving average of the adapter, empty when it is off.
     """
 
     adapter: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, Any]
     precision: Mapping[str, torch.Tensor]
+    average: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:
@@ -94,7 +98,8 @@ def save_checkpoint(
     target = checkpoint_folder(run_folder, step)
     tensors = {f"{_ADAPTER}{name}": value for name, value in state.adapter.items()}
     tensors.update({f"{_PRECISION}{name}": value for name, value in state.precision.items()})
-    plain_optimizer = _take_tensors(state.optimizer, tensors)
+    tensors.update({f"{_AVERAGE}{name}": value for name, value in state.average.items()})
+    plain_optimizer = take_tensors(state.optimizer, tensors, _OPTIMIZER)
     said = {**facts, "step": step, "kept": kept, "optimizer": plain_optimizer}
     aside = target.with_name(f".{target.name}.{secrets.token_hex(6)}{_ASIDE}")
     try:
@@ -122,8 +127,8 @@ def load_state(checkpoint: Checkpoint) -> State:
     def named(prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    optimizer = _give_tensors(checkpoint.facts["optimizer"], named(_OPTIMIZER))
-    return State(adapter=named(_ADAPTER), optimizer=optimizer, precision=named(_PRECISION))
+    optimizer = give_tensors(checkpoint.facts["optimizer"], tensors, _OPTIMIZER)
+    return State(adapter=named(_ADAPTER), optimizer=optimizer, precision=named(_PRECISION), average=named(_AVERAGE))
 
 
 def list_checkpoints(run_folder: Path, tell: Callable[[str], None] | None = None) -> list[Checkpoint]:
@@ -197,28 +202,3 @@ def _remove_tree(path: Path) -> None:
     if not path.name.startswith("."):
         hidden = path.rename(path.with_name(f".{path.name}.{secrets.token_hex(6)}.old.tmp"))
     shutil.rmtree(hidden)
-
-
-def _take_tensors(state_dict: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Moves the tensors of an optimizer's state_dict into ``tensors`` and returns the rest as JSON values."""
-    rest: dict[str, Any] = {"param_groups": state_dict["param_groups"], "state": {}}
-    for index, values in state_dict["state"].items():
-        plain: dict[str, Any] = {}
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{_OPTIMIZER}{index}/{name}"] = value
-            else:
-                plain[name] = value
-        rest["state"][str(index)] = plain
-    return rest
-
-
-def _give_tensors(rest: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest["state"].items()}
-    for name, value in tensors.items():
-        index, _, field = name.partition("/")
-        if int(index) not in state:
-            raise FormatError(f"The optimizer state {name!r} of the checkpoint belongs to no parameter.")
-        state[int(index)][field] = value
-    groups = [{key: tuple(v) if key == "betas" else v for key, v in group.items()} for group in rest["param_groups"]]
-    return {"state": state, "param_groups": groups}

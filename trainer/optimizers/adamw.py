@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from ...core.params import param
-from ._spec import Optimizer, OptimizerParams, ParamGroup
+from ._spec import Optimizer, OptimizerParams, ParamGroup, ScheduledParams, torch_groups
 
 FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamWParams(OptimizerParams):
-    """The settings of AdamW."""
+class AdamWSettings(OptimizerParams):
+    """The settings AdamW has had from the start."""
 
     beta1: float = param(
         0.9, doc="Decay of the mean of the gradients.", minimum=0.0, maximum=0.9999, step=0.01, advanced=True
@@ -39,12 +39,17 @@ class AdamWParams(OptimizerParams):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdamWParams(ScheduledParams, AdamWSettings):
+    """The settings of AdamW; the order of the bases puts the rarer settings of the schedules last."""
+
+
 def build(groups: Sequence[ParamGroup], params: AdamWParams) -> torch.optim.Optimizer:
     """Returns torch's AdamW over the groups, in the fused form where this torch has one for the device."""
 
     def made(*, fused: bool) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
-            [{"params": list(group.parameters), "lr": group.lr, "name": group.name} for group in groups],
+            torch_groups(groups),
             betas=(params.beta1, params.beta2),
             eps=params.epsilon,
             weight_decay=params.weight_decay,

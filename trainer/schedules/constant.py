@@ -1,11 +1,11 @@
 """The full learning rate after a linear warm-up."""
 
-from ._spec import Schedule, warmup
+from ._spec import Course, Schedule, warmup
 
 
-def factor(step: int, *, total_steps: int, warmup_steps: int, cycles: int) -> float:
+def factor(step: int, course: Course) -> float:
     """Returns 1 after a linear warm-up."""
-    rising = warmup(step, warmup_steps)
+    rising = warmup(step, course)
     return 1.0 if rising is None else rising
 
 

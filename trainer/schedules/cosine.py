@@ -2,15 +2,15 @@
 
 import math
 
-from ._spec import Schedule, progress_after_warmup, warmup
+from ._spec import Course, Schedule, progress_after_warmup, warmup
 
 
-def factor(step: int, *, total_steps: int, warmup_steps: int, cycles: int) -> float:
+def factor(step: int, course: Course) -> float:
     """Returns (1 + cos(pi p)) / 2, with p the part of the steps after the warm-up that is done."""
-    rising = warmup(step, warmup_steps)
+    rising = warmup(step, course)
     if rising is not None:
         return rising
-    done = progress_after_warmup(step, total_steps=total_steps, warmup_steps=warmup_steps)
+    done = progress_after_warmup(step, course)
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 

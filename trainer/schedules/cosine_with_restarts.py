@@ -2,18 +2,18 @@
 
 import math
 
-from ._spec import Schedule, progress_after_warmup, warmup
+from ._spec import Course, Schedule, progress_after_warmup, warmup
 
 
-def factor(step: int, *, total_steps: int, warmup_steps: int, cycles: int) -> float:
+def factor(step: int, course: Course) -> float:
     """Returns (1 + cos(pi (n p mod 1))) / 2, with n cycles over the steps after the warm-up."""
-    rising = warmup(step, warmup_steps)
+    rising = warmup(step, course)
     if rising is not None:
         return rising
-    done = progress_after_warmup(step, total_steps=total_steps, warmup_steps=warmup_steps)
+    done = progress_after_warmup(step, course)
     if done >= 1.0:
         return 0.0
-    return 0.5 * (1.0 + math.cos(math.pi * ((cycles * done) % 1.0)))
+    return 0.5 * (1.0 + math.cos(math.pi * ((course.cycles * done) % 1.0)))
 
 
 SCHEDULE = Schedule(

@@ -1,14 +1,14 @@
 """A straight fall to zero after a linear warm-up."""
 
-from ._spec import Schedule, progress_after_warmup, warmup
+from ._spec import Course, Schedule, progress_after_warmup, warmup
 
 
-def factor(step: int, *, total_steps: int, warmup_steps: int, cycles: int) -> float:
+def factor(step: int, course: Course) -> float:
     """Returns 1 - p, with p the part of the steps after the warm-up that is done."""
-    rising = warmup(step, warmup_steps)
+    rising = warmup(step, course)
     if rising is not None:
         return rising
-    return 1.0 - progress_after_warmup(step, total_steps=total_steps, warmup_steps=warmup_steps)
+    return 1.0 - progress_after_warmup(step, course)
 
 
 SCHEDULE = Schedule(
