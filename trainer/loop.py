@@ -11,9 +11,12 @@ import torch
 from ..core import seeds
 from ..core.errors import TrainingError
 from ..core.progress import Progress
+from .average import MovingAverage
 from .objectives._spec import Objective
+from .optimizers._effective import found_step_size
 from .precision import Precision, clip_gradients, masked_step
-from .schedules._spec import Factor
+from .schedules._spec import Course, Factor
+from .weights import AdapterWeights
 
 log = logging.getLogger("lora_atelier")
 
@@ -39,6 +42,14 @@ class MicroBatches(Protocol):
         """Returns the weight of every picture's loss, [b] fp32 on the training device, or None if all are 1."""
         ...
 
+    def mask(self, index: int) -> torch.Tensor | None:
+        """Returns the weight of every element's loss, [b, 1, h, w] fp32 on the training device, or None."""
+        ...
+
+    def conditioning(self, index: int) -> Any:
+        """Returns what the family's UNet is told of the batch beside the text (sizes and crops), or None."""
+        ...
+
     def num_images(self, index: int) -> int:
         """Returns how many pictures the batch has."""
         ...
@@ -53,26 +64,34 @@ class Learner:
     """What is trained and with what.
 
     Attributes:
-        predict: (noisy latents, time steps, text states) -> prediction.
+        predict: (noisy latents, time steps, text states, conditioning) -> prediction.
         batches: the pictures.
         objective: question and loss.
         objective_params: its settings.
-        alphas_cumprod: [T], on the training device.
-        optimizer: over the adapter's parameters; its groups have a "name".
+        alphas_cumprod: [T], on the training device, as the objective wants it.
+        optimizer: over the weights; its groups have a "name".
+        weights: the adapter's parameters as the optimizer sees them.
         factor: the learning rate schedule.
+        course: what the schedule is made from.
         precision: number format.
         device: the training device.
+        average: a moving average of the adapter, or None.
+        after_update: called after every update, such as for a limit on the weights' size.
     """
 
-    predict: Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
+    predict: Callable[[torch.Tensor, torch.Tensor, Any, Any], torch.Tensor]
     batches: MicroBatches
     objective: Objective
     objective_params: Any
     alphas_cumprod: torch.Tensor
     optimizer: torch.optim.Optimizer
+    weights: AdapterWeights
     factor: Factor
+    course: Course
     precision: Precision
     device: torch.device
+    average: MovingAverage | None = None
+    after_update: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +103,10 @@ class Route:
         total_steps: steps done at the end.
         seed: of the run.
         accumulation_steps: micro-batches of one update.
+        accumulation_images: pictures of one update; 0 counts micro-batches instead.
         max_grad_norm: 0 is off.
-        warmup_steps: of the schedule.
-        cycles: of the schedule.
-        saves_at: whether a checkpoint is kept after so many steps.
+        saves_at: (steps, batches before the last of them, batches done) -> whether a checkpoint is kept.
+        batches_done: micro-batches shown before ``first_step``.
         images_seen: pictures shown before ``first_step``.
         seconds: time spent before ``first_step``.
     """
@@ -97,16 +116,43 @@ class Route:
     seed: int
     accumulation_steps: int
     max_grad_norm: float
-    warmup_steps: int
-    cycles: int
-    saves_at: Callable[[int], bool]
+    saves_at: Callable[[int, int, int], bool]
+    accumulation_images: int = 0
+    batches_done: int = 0
     images_seen: int = 0
     seconds: float = 0.0
+
+    def shares(self, batches: MicroBatches, first: int) -> list[tuple[int, float]]:
+        """Returns the micro-batches of the update that begins at ``first``: (index, what its mean loss is divided by).
+
+        Counted in pictures, an update takes batches until it has at least as many, and its gradient is the mean over
+        the pictures, not over the batches.
+        """
+        if self.accumulation_images <= 0:
+            return [(first + number, self.accumulation_steps) for number in range(self.accumulation_steps)]
+        sizes: list[int] = []
+        while sum(sizes) < self.accumulation_images:
+            sizes.append(batches.num_images(first + len(sizes)))
+        return [(first + number, sum(sizes) / size) for number, size in enumerate(sizes)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How far a run is: steps, micro-batches and pictures done, and the time that took."""
+
+    step: int
+    batches_done: int
+    images_seen: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is known of one step. ``step`` counts from 1."""
+    """What is known of one step. ``step`` counts from 1.
+
+    Attributes:
+        effective_lr: d x lr of an optimizer that finds its step size itself, else the first group's learning rate.
+    """
 
     step: int
     epoch: int
@@ -115,6 +161,7 @@ class Row:
     grad_norm: float
     images_seen: int
     seconds: float
+    effective_lr: float
 
 
 class Recorder(Protocol):
@@ -124,12 +171,12 @@ class Recorder(Protocol):
         """Takes the rows of the last steps."""
         ...
 
-    def save(self, step: int, *, seconds: float, images_seen: int, kept: bool) -> None:
-        """Saves the state after ``step`` steps; ``kept`` ones are for the user, the others only to go on from."""
+    def save(self, standing: Standing, *, kept: bool) -> None:
+        """Saves the state; ``kept`` ones are for the user, the others only to go on from."""
         ...
 
-    def cancel(self, step: int, *, seconds: float, images_seen: int) -> None:
-        """Saves the state after ``step`` steps, because the person asked to stop."""
+    def cancel(self, standing: Standing) -> None:
+        """Saves the state, because the person asked to stop."""
         ...
 
 
@@ -140,9 +187,20 @@ class _Pending:
     known: list[dict[str, Any]] = field(default_factory=list)
     unread: list[torch.Tensor] = field(default_factory=list)
 
-    def add(self, *, loss: torch.Tensor, norm: torch.Tensor, broken: torch.Tensor, **known: Any) -> None:
+    def add(
+        self,
+        *,
+        loss: torch.Tensor,
+        norm: torch.Tensor,
+        broken: torch.Tensor,
+        found: torch.Tensor | float | None,
+        **known: Any,
+    ) -> None:
         self.known.append(known)
-        self.unread.append(torch.stack((loss, norm, broken.to(loss.dtype))))
+        rate = found if isinstance(found, torch.Tensor) else torch.zeros((), device=loss.device)
+        self.unread.append(torch.stack((loss, norm, broken.to(loss.dtype), rate.to(loss.dtype).reshape(()))))
+        if not isinstance(found, torch.Tensor):
+            known["effective_lr"] = next(iter(known["lr"].values())) if found is None else found
 
     def read(self) -> list[Row]:
         """Waits for the device and returns the rows; raises TrainingError at the first broken step."""
@@ -151,8 +209,8 @@ class _Pending:
         numbers = torch.stack(self.unread).tolist()
         known, self.known, self.unread = self.known, [], []
         rows: list[Row] = []
-        for facts, (loss, norm, broken) in zip(known, numbers, strict=True):
-            row = Row(loss=loss, grad_norm=norm, **facts)
+        for facts, (loss, norm, broken, rate) in zip(known, numbers, strict=True):
+            row = Row(**{"effective_lr": rate, **facts}, loss=loss, grad_norm=norm)
             if broken:
                 raise BrokenStep(row, rows)
             rows.append(row)
@@ -190,12 +248,15 @@ def train(learner: Learner, route: Route, recorder: Recorder, progress: Progress
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     base_rates = [float(group["lr"]) for group in optimizer.param_groups]
     broken = torch.zeros((), dtype=torch.bool, device=learner.device)
-    pending, images_seen, shown_loss = _Pending(), route.images_seen, ""
+    pending, shown_loss = _Pending(), ""
     started = last_save = time.perf_counter()
-    step = route.first_step
+    step, batches_done, images_seen = route.first_step, route.batches_done, route.images_seen
 
     def seconds() -> float:
         return route.seconds + time.perf_counter() - started
+
+    def standing() -> Standing:
+        return Standing(step=step, batches_done=batches_done, images_seen=images_seen, seconds=seconds())
 
     def read() -> str:
         try:
@@ -208,7 +269,7 @@ def train(learner: Learner, route: Route, recorder: Recorder, progress: Progress
 
     def save(*, kept: bool) -> None:
         read()
-        recorder.save(step, seconds=seconds(), images_seen=images_seen, kept=kept)
+        recorder.save(standing(), kept=kept)
 
     def check(call: Callable[..., None], *given: Any) -> None:
         try:
@@ -216,7 +277,7 @@ def train(learner: Learner, route: Route, recorder: Recorder, progress: Progress
         except BaseException as cancel:
             try:
                 read()
-                recorder.cancel(step, seconds=seconds(), images_seen=images_seen)
+                recorder.cancel(standing())
             except BaseException as failure:
                 log.warning("the state could not be saved when training was stopped: %s", failure)
                 raise cancel from failure
@@ -224,17 +285,15 @@ def train(learner: Learner, route: Route, recorder: Recorder, progress: Progress
 
     while step < route.total_steps:
         # the learning rates of this step
-        share = learner.factor(
-            step, total_steps=route.total_steps, warmup_steps=route.warmup_steps, cycles=route.cycles
-        )
+        share = learner.factor(step, learner.course)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * share
 
-        # gradients: the mean over the micro-batches
+        # gradients: the mean over the micro-batches, or over their pictures
         step_loss, step_images = torch.zeros((), device=learner.device), 0
-        for micro in range(route.accumulation_steps):
+        shares = route.shares(learner.batches, batches_done)
+        for micro, (index, divisor) in enumerate(shares):
             check(progress.check)
-            index = step * route.accumulation_steps + micro
             torch.manual_seed(seeds.derive(route.seed, step, "dropout", micro))
             latents = learner.batches.latents(index, seed=route.seed, step=step, micro=micro)
             question = learner.objective.ask(
@@ -245,31 +304,45 @@ def train(learner: Learner, route: Route, recorder: Recorder, progress: Progress
             )
             with precision.autocast():
                 text = learner.batches.text(index, seed=route.seed, step=step, micro=micro)
-                prediction = learner.predict(question.noisy_latents, question.timesteps, text)
+                prediction = learner.predict(
+                    question.noisy_latents, question.timesteps, text, learner.batches.conditioning(index)
+                )
             losses = learner.objective.loss(
-                prediction, question, alphas_cumprod=learner.alphas_cumprod, params=learner.objective_params
+                prediction,
+                question,
+                alphas_cumprod=learner.alphas_cumprod,
+                params=learner.objective_params,
+                mask=learner.batches.mask(index),
             )
             weights = learner.batches.weights(index)
-            loss = (losses if weights is None else losses * weights).mean() / route.accumulation_steps
+            loss = (losses if weights is None else losses * weights).mean() / divisor
             precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
             step_loss += loss.detach()
             step_images += learner.batches.num_images(index)
             del latents, question, text, prediction, losses, loss
 
         # clip, and update the weights unless something is not finite
+        learner.weights.take_gradients()
         norm = clip_gradients(parameters, max_norm=route.max_grad_norm, scale=precision.scale)
         finite = torch.isfinite(step_loss) & torch.isfinite(norm)
         broken = broken | precision.broken(step_loss, finite)
-        masked_step(optimizer, finite & broken.logical_not())
+        masked_step(optimizer, finite & broken.logical_not(), scaled=precision.scale is not None)
+        learner.weights.give_back(seed=route.seed, step=step)
+        if learner.after_update is not None:
+            learner.after_update()
         precision.after_step(finite)
         optimizer.zero_grad(set_to_none=True)
-        step, images_seen = step + 1, images_seen + step_images
+        step, batches_before, images_seen = step + 1, batches_done, images_seen + step_images
+        batches_done += len(shares)
+        if learner.average is not None:
+            learner.average.update(step)
 
         # write down, every few steps; the only place where the host waits for the device
         pending.add(
             loss=step_loss,
             norm=norm,
             broken=broken,
+            found=found_step_size(optimizer),
             step=step,
             epoch=learner.batches.epoch(index),
             lr={str(group["name"]): float(group["lr"]) for group in optimizer.param_groups},
@@ -280,7 +353,7 @@ def train(learner: Learner, route: Route, recorder: Recorder, progress: Progress
             shown_loss = read()
 
         # save
-        if step == route.total_steps or route.saves_at(step):
+        if step == route.total_steps or route.saves_at(step, batches_before, batches_done):
             save(kept=True)
             last_save = time.perf_counter()
         elif time.perf_counter() - last_save > AUTOSAVE_EVERY_S:

@@ -113,30 +113,42 @@ def clip_gradients(
     return norm
 
 
-def masked_step(optimizer: torch.optim.Optimizer, good: torch.Tensor) -> None:
-    """Takes an optimizer's step if ``good`` (0-d bool, on the device), else leaves weights and state as they are.
+def masked_step(optimizer: torch.optim.Optimizer, good: torch.Tensor, *, scaled: bool) -> None:
+    """Takes an optimizer's step unless ``good`` (0-d bool, on the device) says that something is not finite.
 
-    The flag is not read by the host: fused optimizers take it themselves, for the others the old values are put back
-    by a selection on the device.
+    Fused optimizers are given the flag and look at it on the device. Without a loss scale (``scaled`` is False) the
+    others take their step in any case: a run that is broken is stopped, and nothing of it is saved. With one, an
+    overflow is nothing unusual and must leave no trace: those whose state is all on the device put their old values
+    back by a selection there; for classes of libraries, which keep numbers on the host, the host has to ask.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = good.logical_not().to(torch.float32)  # type: ignore[attr-defined]
         optimizer.step()
+    elif not scaled:
+        optimizer.step()
+    elif getattr(optimizer, "state_on_device", False):
+        _selected_step(optimizer, good)
+    elif bool(good):
+        optimizer.step()
+
+
+def _selected_step(optimizer: torch.optim.Optimizer, good: torch.Tensor) -> None:
+    """Takes the step and puts everything back on the device if it should not have been taken."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+    if not weights:
         return
-    weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    old_weights = [weight.detach().clone() for weight in weights]
-    old_state = {
-        (weight, name): value.clone()
-        for weight in weights
-        for name, value in optimizer.state.get(weight, {}).items()
-        if isinstance(value, torch.Tensor)
-    }
+    for weight in weights:
+        weight.grad.masked_fill_(good.logical_not(), 0.0)
+    known = {key: tuple(values) for key, values in optimizer.state.items()}
+
+    def changing() -> list[torch.Tensor]:
+        values = [optimizer.state[key][name] for key, names in known.items() for name in names]
+        return [*(weight.detach() for weight in weights), *values]
+
+    old = torch._foreach_mul(changing(), 1.0)
     optimizer.step()
-    with torch.no_grad():
-        for weight, old in zip(weights, old_weights, strict=True):
-            weight.copy_(torch.where(good, weight, old))
-        for weight in weights:
-            for name, value in optimizer.state.get(weight, {}).items():
-                if isinstance(value, torch.Tensor):
-                    before = old_state.get((weight, name), torch.zeros_like(value))
-                    value.copy_(torch.where(good.to(value.device), value, before.to(value.device)))
+    new = changing()
+    # All numbers are finite, for the gradients were made zero, so x 1 + 0 and x 0 + y are exact.
+    kept = good.to(torch.float32)
+    torch._foreach_mul_(new, kept)
+    torch._foreach_add_(new, list(torch._foreach_mul(old, 1.0 - kept)))

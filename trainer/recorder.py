@@ -12,13 +12,15 @@ from ..core.errors import StorageError, TrainingError
 from ..core.files import storage_error
 from ..core.progress import Progress
 from ..networks._attach import AdapterSet
+from .average import MovingAverage, shown_weights
 from .checkpoints import Checkpoint, State, list_checkpoints, remove_checkpoint, save_checkpoint
 from .export import LoraFileReport, check_finite, save_lora, untaught_part
-from .loop import Row
+from .loop import Row, Standing
 from .metadata import step_metadata
 from .plan import Plan
 from .precision import Precision
 from .run import RunFolder
+from .weights import AdapterWeights
 
 
 @dataclass(kw_only=True)
@@ -35,6 +37,8 @@ class RunRecorder:
         accepted_stems: the module names that ComfyUI's loader knows.
         loras_dir: where LoRAs are published.
         progress: is told of what was saved.
+        weights: the adapter's parameters as the optimizer sees them.
+        average: a moving average of the adapter, saved with it and shown instead of it; or None.
         losses: of all steps so far.
         report: of the last LoRA file.
         published_path: of the last LoRA file.
@@ -49,6 +53,8 @@ class RunRecorder:
     accepted_stems: Collection[str]
     loras_dir: Path
     progress: Progress
+    weights: AdapterWeights
+    average: MovingAverage | None = None
     losses: list[float] = field(default_factory=list)
     report: LoraFileReport | None = None
     published_path: Path | None = None
@@ -64,21 +70,29 @@ class RunRecorder:
         self.run.append_metrics(rows)
         self.losses.extend(row.loss for row in rows)
 
-    def save(self, step: int, *, seconds: float, images_seen: int, kept: bool) -> None:
+    def save(self, standing: Standing, *, kept: bool) -> None:
         """Saves a checkpoint; one that is kept gets a LoRA, which is published.
 
         Raises:
             TrainingError: the adapter is not finite or learned nothing.
             StorageError: the disk is full or cannot be written; older checkpoints are as they were.
         """
-        old = list_checkpoints(self.run.folder)
+        step, old = standing.step, list_checkpoints(self.run.folder)
         if any(point.step == step and (point.lora_path is not None or not kept) for point in old):
             return
         with_lora = kept and not self._nothing_yet(step)
         self.run.sync_metrics()
-        facts = {"seconds": seconds, "images_seen": images_seen, "key": self.run.manifest["key"]}
+        facts = {
+            "seconds": standing.seconds,
+            "images_seen": standing.images_seen,
+            "batches_done": standing.batches_done,
+            "key": self.run.manifest["key"],
+        }
         state = State(
-            adapter=self.adapter.state(), optimizer=self.optimizer.state_dict(), precision=self.precision.state()
+            adapter=self.adapter.state(),
+            optimizer=self.optimizer.state_dict(),
+            precision=self.precision.state(),
+            average=self.average.state() if self.average is not None else {},
         )
         try:
             checkpoint = save_checkpoint(
@@ -87,7 +101,7 @@ class RunRecorder:
                 kept=kept,
                 facts=facts,
                 state=state,
-                write_lora=self._lora_writer(step) if with_lora else None,
+                write_lora=self._lora_writer(standing) if with_lora else None,
             )
         except OSError as cause:
             raise storage_error("write a checkpoint of", self.run.folder, cause) from cause
@@ -98,13 +112,13 @@ class RunRecorder:
         self._drop([point for point in old if not point.kept and point.step != step])
         if kept and step < self.total_steps:
             self._drop_beyond_limit()
-        self.run.write_status("running", step=step, total_steps=self.total_steps, seconds=seconds)
+        self.run.write_status("running", step=step, total_steps=self.total_steps, seconds=standing.seconds)
 
-    def cancel(self, step: int, *, seconds: float, images_seen: int) -> None:
+    def cancel(self, standing: Standing) -> None:
         """Saves the state and notes that the person asked to stop."""
-        if step > 0:
-            self.save(step, seconds=seconds, images_seen=images_seen, kept=False)
-        self.run.write_status("cancelled", step=step, total_steps=self.total_steps, seconds=seconds)
+        if standing.step > 0:
+            self.save(standing, kept=False)
+        self.run.write_status("cancelled", step=standing.step, total_steps=self.total_steps, seconds=standing.seconds)
         self.cancelled = True
 
     def file_name(self, step: int) -> str:
@@ -131,31 +145,27 @@ class RunRecorder:
         return untaught_part(self.adapter) is not None
 
     def _moved(self, step: int) -> bool:
-        rates, factor = self.plan.checked.optimizer_params, self.plan.checked.schedule.factor
-        return any(
-            factor(past, total_steps=self.total_steps, warmup_steps=rates.warmup_steps, cycles=rates.cycles) > 0.0
-            for past in range(step)
-        )
+        factor, course = self.plan.checked.schedule.factor, self.plan.checked.course
+        return any(factor(past, course) > 0.0 for past in range(step))
 
-    def _lora_writer(self, step: int) -> Callable[[Path], None]:
+    def _lora_writer(self, standing: Standing) -> Callable[[Path], None]:
+        step = standing.step
+
         def write(path: Path) -> None:
-            epoch = -(-step * self._accumulation // self.plan.checked.batches_per_epoch)
+            epoch = -(-standing.batches_done // self.plan.checked.batches_per_epoch)
             named = step_metadata(
                 self.plan, step=step, epoch=epoch, finished_at=time.time(), output_name=self.file_name(step)
             )
-            self.report = save_lora(
-                path,
-                self.adapter,
-                metadata={**self.metadata, **named},
-                dtype=self.plan.checked.job.params.save_dtype,
-                accepted_stems=self.accepted_stems,
-            )
+            with shown_weights(self.adapter, self.optimizer, self.weights, self.average):
+                self.report = save_lora(
+                    path,
+                    self.adapter,
+                    metadata={**self.metadata, **named},
+                    dtype=self.plan.checked.job.params.save_dtype,
+                    accepted_stems=self.accepted_stems,
+                )
 
         return write
-
-    @property
-    def _accumulation(self) -> int:
-        return self.plan.checked.job.params.gradient_accumulation_steps
 
     def _publish(self, checkpoint: Checkpoint) -> None:
         if not checkpoint.kept:
@@ -180,15 +190,24 @@ class RunRecorder:
                 self.progress.status(f"{checkpoint.folder.name} could not be removed: {cause}")
 
 
-def facts_of(checkpoint: Checkpoint) -> tuple[float, int]:
-    """Returns the seconds trained and the pictures seen up to a checkpoint.
+def standing_of(checkpoint: Checkpoint, *, accumulation_steps: int) -> Standing:
+    """Returns how far a run was at a checkpoint.
+
+    Args:
+        checkpoint: of the run.
+        accumulation_steps: of the run; checkpoints of older versions do not say how many batches were done.
 
     Raises:
-        TrainingError: the checkpoint does not say.
+        TrainingError: the checkpoint lacks its figures.
     """
     facts: Mapping[str, Any] = checkpoint.facts
     if "seconds" not in facts or "images_seen" not in facts:
         raise TrainingError(
             f"The checkpoint {checkpoint.folder.name} lacks its figures; start the run anew with restart."
         )
-    return float(facts["seconds"]), int(facts["images_seen"])
+    return Standing(
+        step=checkpoint.step,
+        batches_done=int(facts.get("batches_done", checkpoint.step * accumulation_steps)),
+        images_seen=int(facts["images_seen"]),
+        seconds=float(facts["seconds"]),
+    )

@@ -20,7 +20,17 @@ MANIFEST_FILE = "manifest.json"
 METRICS_FILE = "metrics.csv"
 STATUS_FILE = "status.json"
 PUBLISHED_FILE = "published.json"
-METRICS_COLUMNS = ("step", "epoch", "loss", "lr_unet", "lr_text_encoder", "grad_norm", "images_seen", "seconds")
+METRICS_COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "lr_unet",
+    "lr_text_encoder",
+    "grad_norm",
+    "images_seen",
+    "seconds",
+    "effective_lr",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,12 +298,19 @@ def _columns(row: Row) -> dict[str, float]:
         "step": row.step,
         "epoch": row.epoch,
         "loss": row.loss,
-        "lr_unet": row.lr.get("unet", 0.0),
-        "lr_text_encoder": row.lr.get("text_encoder", 0.0),
+        "lr_unet": _first_rate(row, "unet"),
+        "lr_text_encoder": _first_rate(row, "text_encoder"),
         "grad_norm": row.grad_norm,
         "images_seen": row.images_seen,
         "seconds": row.seconds,
+        "effective_lr": row.effective_lr,
     }
+
+
+def _first_rate(row: Row, part: str) -> float:
+    """The rate of the part's own group; of its first one where every group has a factor."""
+    rates = [rate for name, rate in row.lr.items() if name.partition(" ")[0] == part]
+    return row.lr.get(part, rates[0] if rates else 0.0)
 
 
 def _cell(name: str, value: float) -> str:
@@ -311,6 +328,8 @@ def _read_rows(path: Path) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     for cells in csv.DictReader(io.StringIO(whole)):
         try:
+            # the column of effective rates came later; before it, they were those that are set
+            cells.setdefault("effective_lr", max(cells["lr_unet"], cells["lr_text_encoder"], key=float))
             rows.append({name: float(cells[name]) for name in METRICS_COLUMNS})
         except (KeyError, TypeError, ValueError):
             break  # a power cut can leave zeros at the end; those steps come after the last checkpoint
