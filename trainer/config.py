@@ -54,7 +54,8 @@ class TrainParams(Params):
     train_text_encoder: bool = param(True, doc="Train modules of the text encoder.")
     precision: str = param(
         "fp32",
-        doc="Number format of the frozen weights and of the computation; what is trained is always kept in fp32.",
+        doc="Number format of the frozen weights and of the computation; what is trained is kept in fp32 unless "
+        "trained_dtype says otherwise.",
         choices=DTYPES,
     )
     mode: str = param(
@@ -118,6 +119,37 @@ class TrainParams(Params):
         advanced=True,
     )
 
+    accumulation_images: int = param(
+        0,
+        doc="Pictures whose mean gradient makes one update, however they fall into batches; 0 counts batches instead.",
+        unit="images",
+        minimum=0,
+        maximum=100_000,
+        step=1,
+        advanced=True,
+    )
+    ema_decay: float = param(
+        0.0,
+        doc="Save a moving average of the weights instead of the last ones: 0.99 to 0.9999, nearer to 1 for longer "
+        "runs; 0 is off.",
+        minimum=0.0,
+        maximum=0.99999,
+        step=0.001,
+        advanced=True,
+    )
+    trained_dtype: str = param(
+        "fp32",
+        doc="Number format of what is trained. fp16 and bf16 lose small updates, and usually nothing is learned; bf16 "
+        "needs stochastic_rounding.",
+        choices=DTYPES,
+        advanced=True,
+    )
+    stochastic_rounding: bool = param(
+        False,
+        doc="With the trained_dtype bf16: round up or down by chance, so that small updates are not lost.",
+        advanced=True,
+    )
+
     def __post_init__(self) -> None:
         """Checks the rules that join several fields."""
         super().__post_init__()
@@ -130,6 +162,33 @@ class TrainParams(Params):
             )
         if self.bucket_step_px % 8:
             raise InputError(f"bucket_step_px is {self.bucket_step_px}: it must be a multiple of 8, such as 64.")
+        self._check_accumulation()
+        self._check_trained_dtype()
+
+    def _check_accumulation(self) -> None:
+        images, steps = self.accumulation_images, self.gradient_accumulation_steps
+        if images > 0 and steps > 1:
+            raise InputError(
+                f"accumulation_images is {images} and gradient_accumulation_steps is {steps}: count in pictures or in "
+                "batches; set accumulation_images to 0 or gradient_accumulation_steps to 1."
+            )
+        if 0 < images < self.batch_size:
+            raise InputError(
+                f"accumulation_images is {images} and batch_size is {self.batch_size}: an update has at least one "
+                "batch; lower batch_size, or set accumulation_images to 0."
+            )
+
+    def _check_trained_dtype(self) -> None:
+        if self.trained_dtype not in ("fp32", self.precision):
+            raise InputError(
+                f"trained_dtype is {self.trained_dtype} and precision is {self.precision}: what is trained must be "
+                f"fp32 or have the precision of the computation; set precision to {self.trained_dtype}."
+            )
+        if self.stochastic_rounding and self.trained_dtype != "bf16":
+            raise InputError(
+                f"stochastic_rounding is on and trained_dtype is {self.trained_dtype}: it is for bf16; choose "
+                "trained_dtype bf16, or switch it off."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

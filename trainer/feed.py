@@ -139,7 +139,16 @@ class Feed:
         """Returns the loss weights [b], or None when all are 1."""
         if self._image_weights is None:
             return None
-        return torch.tensor([self._image_weights[n] for n in self.batch(index).images], device=self.device)
+        weights = torch.tensor([self._image_weights[n] for n in self.batch(index).images])
+        return weights.to(self.device, non_blocking=True)
+
+    def mask(self, index: int) -> torch.Tensor | None:
+        """Returns None: every element of a picture counts the same."""
+        return None
+
+    def conditioning(self, index: int) -> Any:
+        """Returns None: the family is told of the text alone."""
+        return None
 
     def num_images(self, index: int) -> int:
         """Returns the number of pictures of the batch."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from ..dataset.batches import effective_repeats
 from ..dataset.captions import split_tags
 from ..dataset.table import Dataset
+from .optimizers._spec import ScheduledParams
 from .plan import Plan
 
 _LEGACY_START_BYTE = 0x100000
@@ -109,7 +111,7 @@ def _run_values(plan: Plan) -> dict[str, Any]:
         "ss_lr_scheduler": checked.schedule.name,
         "ss_lr_warmup_steps": rates.warmup_steps,
         "ss_max_train_steps": params.steps,
-        "ss_num_epochs": -(-params.steps * params.gradient_accumulation_steps // checked.batches_per_epoch),
+        "ss_num_epochs": math.ceil(plan.epochs),
         "ss_gradient_checkpointing": params.gradient_checkpointing,
         "ss_gradient_accumulation_steps": params.gradient_accumulation_steps,
         "ss_max_grad_norm": params.max_grad_norm,
@@ -120,14 +122,36 @@ def _run_values(plan: Plan) -> dict[str, Any]:
         "ss_cache_latents": True,
         "ss_seed": params.seed,
         "ss_lowram": False,
-        "ss_noise_offset": _setting(job.objective.params, "noise_offset", 0.0) or None,
-        "ss_loss_type": "l2",
+        **_objective_values(job.objective.params),
         "ss_prior_loss_weight": params.prior_loss_weight,
         "ss_vae_name": None,
     }
     if job.blocks.strip():
         values["ss_network_args"] = {"blocks": ",".join(checked.blocks)}
     return values
+
+
+def _objective_values(params: Any) -> dict[str, Any]:
+    """Returns the keys by which kohya's scripts tell noise, loss and weighting; None is written for what is off."""
+    said = params.to_json()
+    weighting, loss_type = said.get("weighting", "none"), said.get("loss_type", "mse")
+    levels, schedule_c = said.get("multires_iterations", 0), loss_type in ("huber", "smooth_l1")
+    return {
+        "ss_noise_offset": said.get("noise_offset") or None,
+        "ss_noise_offset_random_strength": said.get("noise_offset_random", False),
+        "ss_adaptive_noise_scale": said.get("noise_offset_adaptive") or None,
+        "ss_multires_noise_iterations": levels or None,
+        "ss_multires_noise_discount": said.get("multires_discount") if levels else None,
+        "ss_ip_noise_gamma": said.get("ip_noise_gamma") or None,
+        "ss_ip_noise_gamma_random_strength": said.get("ip_noise_random", False),
+        "ss_zero_terminal_snr": said.get("zero_terminal_snr", "off") == "on",
+        "ss_min_snr_gamma": said.get("min_snr_gamma") if weighting == "min_snr" else None,
+        "ss_debiased_estimation": weighting == "debiased",
+        "ss_loss_type": "l2" if loss_type == "mse" else loss_type,
+        "ss_huber_schedule": said.get("huber_schedule") if schedule_c else None,
+        "ss_huber_c": said.get("huber_c") if schedule_c else None,
+        "ss_huber_scale": said.get("huber_scale") if schedule_c else None,
+    }
 
 
 def _data_values(plan: Plan) -> dict[str, Any]:
@@ -162,9 +186,9 @@ def _data_values(plan: Plan) -> dict[str, Any]:
 
 def _optimizer_text(plan: Plan) -> str:
     settings = plan.checked.job.optimizer.params.to_json()
-    shared = ("lr_unet", "lr_text_encoder", "schedule", "warmup_steps", "cycles")
+    shared = {parameter.name for parameter in ScheduledParams.parameters()}
     own = ",".join(f"{name}={value}" for name, value in settings.items() if name not in shared)
-    return f"{plan.checked.optimizer.class_path}({own})"
+    return f"{plan.checked.optimizer.class_path.format(**settings)}({own})"
 
 
 def _setting(params: Any, name: str, default: Any) -> Any:

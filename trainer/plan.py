@@ -13,8 +13,9 @@ from ..networks._blocks import TEXT_ENCODER, expand_selection
 from ..networks._spec import Network, get_network
 from .config import Job, normal_blocks
 from .objectives._spec import Objective, find_objective
-from .optimizers._spec import Optimizer, OptimizerParams, check_learning_rates, find_optimizer
-from .schedules._spec import Schedule, find_schedule
+from .optimizers._check import check_optimizer, course_of
+from .optimizers._spec import Optimizer, OptimizerParams, Trained, find_optimizer
+from .schedules._spec import Course, Schedule, find_schedule
 
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 HEADER_BYTES_PER_TENSOR = 160
@@ -29,6 +30,9 @@ class Checked:
         blocks: the chosen blocks, "TE" among them when the text encoder is trained.
         train_unet: whether any block of the UNet is trained.
         train_text_encoder: whether the text encoder is trained.
+        course: what the schedule is made from.
+        batches_per_update: micro-batches of one update; a mean where pictures are counted.
+        warnings: what a person should know before the run.
     """
 
     job: Job
@@ -37,12 +41,15 @@ class Checked:
     optimizer: Optimizer
     optimizer_params: OptimizerParams
     schedule: Schedule
+    course: Course
     objective: Objective
     blocks: tuple[str, ...]
     train_unet: bool
     train_text_encoder: bool
     buckets: BucketAssignment
     batches_per_epoch: int
+    batches_per_update: float
+    warnings: tuple[str, ...]
 
     def chosen(self, targets: Sequence[Target]) -> list[Target]:
         """Returns the targets in the chosen blocks.
@@ -72,33 +79,61 @@ def check_job(job: Job) -> Checked:
         raise InputError(
             f"The optimizer {job.optimizer.name!r} was given the settings of something else; wire an optimizer."
         )
-    objective = find_objective(job.objective.name)
-    if objective.prediction_type != family.prediction_type:
+    optimizer, objective = find_optimizer(job.optimizer.name), find_objective(job.objective.name)
+    prediction_type = getattr(job.base, "prediction_type", None) or family.prediction_type
+    if objective.prediction_type != prediction_type:
         raise InputError(
             f"The objective {objective.name} is for models that predict {objective.prediction_type}, but "
-            f"{job.base.name} ({family.title}) predicts {family.prediction_type}; choose the objective for that."
+            f"{job.base.name} ({family.title}) predicts {prediction_type}; choose the objective for that."
         )
     blocks, train_unet, train_text_encoder = _trained_parts(job, family)
-    check_learning_rates(optimizer_params, train_unet=train_unet, train_text_encoder=train_text_encoder)
-    _check_steps(job, optimizer_params)
+    trained = Trained(unet=train_unet, text_encoder=train_text_encoder, steps=job.params.steps)
+    warnings = [*check_optimizer(optimizer, optimizer_params, trained), *_precision_warnings(job)]
+    if optimizer.averages and job.params.ema_decay > 0.0:
+        raise InputError(
+            f"ema_decay is {job.params.ema_decay:g}, but the optimizer {optimizer.name} averages the weights itself: "
+            "set ema_decay to 0."
+        )
     _check_clip_skip(job, family)
     if len(job.dataset) == 0 or bool(job.dataset.is_reg.all()):
         raise InputError("The data set holds no picture to train on; give a folder with pictures.")
     buckets = assign_buckets(job.dataset, bucket_rule(job))
+    batches_per_epoch = steps_per_epoch(job.dataset, buckets, job.params.batch_size)
     return Checked(
         job=job,
         family=family,
         network=get_network(job.network.name),
-        optimizer=find_optimizer(job.optimizer.name),
+        optimizer=optimizer,
         optimizer_params=optimizer_params,
         schedule=find_schedule(optimizer_params.schedule),
+        course=course_of(optimizer_params, trained),
         objective=objective,
         blocks=blocks,
         train_unet=train_unet,
         train_text_encoder=train_text_encoder,
         buckets=buckets,
-        batches_per_epoch=steps_per_epoch(job.dataset, buckets, job.params.batch_size),
+        batches_per_epoch=batches_per_epoch,
+        batches_per_update=_batches_per_update(job, batches_per_epoch),
+        warnings=tuple(warnings),
     )
+
+
+def _batches_per_update(job: Job, batches_per_epoch: int) -> float:
+    if job.params.accumulation_images == 0:
+        return job.params.gradient_accumulation_steps
+    images_per_batch = float(effective_repeats(job.dataset).sum()) / batches_per_epoch
+    return max(1.0, job.params.accumulation_images / images_per_batch)
+
+
+def _precision_warnings(job: Job) -> list[str]:
+    params = job.params
+    if params.trained_dtype == "fp32" or params.stochastic_rounding:
+        return []
+    cure = "switch stochastic_rounding on, or keep" if params.trained_dtype == "bf16" else "keep"
+    return [
+        f"What is trained is kept in {params.trained_dtype}: updates too small for its digits are lost, and usually "
+        f"nothing is learned; {cure} trained_dtype fp32 (precision {params.precision} stays as fast)."
+    ]
 
 
 def bucket_rule(job: Job) -> BucketRule:
@@ -125,14 +160,6 @@ def _trained_parts(job: Job, family: Family) -> tuple[tuple[str, ...], bool, boo
     return blocks, any(block != TEXT_ENCODER for block in blocks), TEXT_ENCODER in blocks
 
 
-def _check_steps(job: Job, optimizer_params: OptimizerParams) -> None:
-    if optimizer_params.warmup_steps >= job.params.steps:
-        raise InputError(
-            f"warmup_steps is {optimizer_params.warmup_steps} and the run has {job.params.steps} steps: the warm-up "
-            "must be shorter than the run."
-        )
-
-
 def _check_clip_skip(job: Job, family: Family) -> None:
     sizes = family.sizes(read_header(job.base.path))
     num_layers = int(sizes["text_encoder"]["num_hidden_layers"])
@@ -144,18 +171,32 @@ def _check_clip_skip(job: Job, family: Family) -> None:
 
 
 def saves_at(
-    step: int, *, every_steps: int, every_epochs: int, batches_per_epoch: int, accumulation_steps: int
+    step: int,
+    *,
+    every_steps: int,
+    every_epochs: int,
+    batches_per_epoch: int,
+    batches_before: int,
+    batches_done: int,
 ) -> bool:
     """Returns whether a checkpoint is kept after ``step`` steps (counted from 1).
 
     An epoch ends with the step in which its last batch was used.
+
+    Args:
+        step: steps done.
+        every_steps: 0 is off.
+        every_epochs: 0 is off.
+        batches_per_epoch: of the data set.
+        batches_before: before the last step.
+        batches_done: after it.
     """
     if every_steps > 0 and step % every_steps == 0:
         return True
     if every_epochs <= 0:
         return False
     per_save = every_epochs * batches_per_epoch
-    return step * accumulation_steps // per_save > (step - 1) * accumulation_steps // per_save
+    return batches_done // per_save > batches_before // per_save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +226,12 @@ class Plan:
     @property
     def epochs(self) -> float:
         """How often the data set is gone through."""
-        params = self.checked.job.params
-        return params.steps * params.gradient_accumulation_steps / self.checked.batches_per_epoch
+        return self.checked.job.params.steps * self.checked.batches_per_update / self.checked.batches_per_epoch
 
     @property
     def steps_per_epoch(self) -> float:
         """Updates in one epoch."""
-        return self.checked.batches_per_epoch / self.checked.job.params.gradient_accumulation_steps
+        return self.checked.batches_per_epoch / self.checked.batches_per_update
 
     @property
     def file_bytes(self) -> int:
@@ -201,7 +241,8 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> int:
         """Size of one checkpoint on disk: LoRA (fp32 at worst) and state."""
-        return self._tensor_bytes(4 * (2 + self.checked.optimizer.state_floats))
+        average = 1 if self.checked.job.params.ema_decay > 0.0 else 0
+        return self._tensor_bytes(4 * (2 + average + self.checked.optimizer.state_floats))
 
     @property
     def run_bytes(self) -> int:
@@ -223,7 +264,7 @@ class Plan:
                 f"regularisation; {self._skipped_text()}.",
                 f"Buckets: {self._buckets_text()}.",
                 f"Batches: {checked.batches_per_epoch} of up to {params.batch_size} in an epoch, "
-                f"{params.gradient_accumulation_steps} for an update: {self.steps_per_epoch:g} steps in an epoch, "
+                f"{self._update_text()} for an update: {self.steps_per_epoch:.4g} steps in an epoch, "
                 f"{self.epochs:.3g} epochs.",
                 f"Trained: {self._parts_text()}; blocks {normal_blocks(job.blocks) or 'ALL'}.",
                 f"Optimizer: {job.optimizer.name}, {self._rates_text()}, schedule {checked.schedule.name}, "
@@ -231,8 +272,13 @@ class Plan:
                 f"Numbers: {params.precision}, clip skip {params.clip_skip}, seed {params.seed}; LoRA file "
                 f"{self.file_bytes / 2**20:.2f} MiB in {params.save_dtype}, {self.num_kept} kept, the run takes at "
                 f"most {self.run_bytes / 2**20:.1f} MiB on disk.",
+                *(f"Note: {warning}" for warning in checked.warnings),
             ]
         )
+
+    def _update_text(self) -> str:
+        images = self.checked.job.params.accumulation_images
+        return f"at least {images} pictures" if images else f"{self.checked.batches_per_update:g}"
 
     def _skipped_text(self) -> str:
         skipped = self.checked.job.dataset.skipped
@@ -292,5 +338,5 @@ def _num_kept(checked: Checked) -> int:
     params = checked.job.params
     per_save = params.save_every_epochs * checked.batches_per_epoch
     saves = params.steps // params.save_every_steps if params.save_every_steps else 0
-    saves += params.steps * params.gradient_accumulation_steps // per_save if per_save else 0
+    saves += int(params.steps * checked.batches_per_update) // per_save if per_save else 0
     return 1 + (min(saves, params.keep_last) if params.keep_last else saves)

@@ -101,7 +101,7 @@ def clip_gradients(
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros((), device=parameters[0].device)
-    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
     factor = torch.ones_like(norm)
     if scale is not None:
         factor = 1.0 / scale
@@ -139,6 +139,7 @@ def _selected_step(optimizer: torch.optim.Optimizer, good: torch.Tensor) -> None
         return
     for weight in weights:
         weight.grad.masked_fill_(good.logical_not(), 0.0)
+    optimizer.prepare()  # type: ignore[attr-defined]
     known = {key: tuple(values) for key, values in optimizer.state.items()}
 
     def changing() -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +18,18 @@ from ..dataset.captions import caption_for, captions_vary
 from ..families._checkpointing import recompute_activations
 from ..families._spec import Components
 from ..networks._attach import AdapterSet
+from .average import MovingAverage
 from .caches import LatentCache
 from .checkpoints import State, latest_readable, list_checkpoints
 from .feed import Feed, KeptTexts, LiveTexts, Texts
-from .loop import Learner, Route, train
+from .loop import Learner, Route, Standing, train
 from .metadata import fixed_metadata
-from .optimizers._spec import ParamGroup
+from .optimizers._spec import OptimizerParams, ParamGroup
 from .plan import Checked, Plan, make_plan, saves_at
-from .precision import OutOfMemory, Precision
-from .recorder import RunRecorder, facts_of
+from .precision import TORCH_DTYPES, OutOfMemory, Precision
+from .recorder import RunRecorder, standing_of
 from .run import RunFolder, RunRef, open_run
+from .weights import AdapterWeights
 
 log = logging.getLogger("lora_atelier")
 
@@ -77,13 +80,16 @@ class Start:
         step: steps the parent had done.
         state: its adapter and optimizer.
         images_seen: pictures it had been shown.
-        same_optimizer: whether the optimizer's own state fits; if not, only the adapter is taken over.
+        batches_done: batches it had been shown.
+        optimizer_params: the parent's, where the optimizer is the same one and its state is taken over; else None, and
+            only the adapter is.
     """
 
     step: int
     state: State
     images_seen: int
-    same_optimizer: bool
+    batches_done: int
+    optimizer_params: OptimizerParams | None
 
 
 @dataclass
@@ -140,7 +146,9 @@ def train_held(
         targets = checked.chosen(
             family.targets(loaded.components, unet=checked.train_unet, text_encoder=checked.train_text_encoder)
         )
-        loaded.adapter = AdapterSet.attach(targets, job.network, seed=job.params.seed)
+        loaded.adapter = AdapterSet.attach(
+            targets, job.network, seed=job.params.seed, dtype=TORCH_DTYPES[job.params.trained_dtype]
+        )
 
         # the plan, and room for it
         plan = make_plan(checked, loaded.adapter, targets)
@@ -167,7 +175,11 @@ def train_held(
         # what is trained, on the device
         _move(loaded, device)
         _prepare(loaded.components, gradient_checkpointing=job.params.gradient_checkpointing)
-        optimizer = _build_optimizer(checked, loaded.adapter)
+        weights = AdapterWeights(stochastic_rounding=job.params.stochastic_rounding)
+        optimizer = _build_optimizer(checked, loaded.adapter, weights)
+        average = None
+        if job.params.ema_decay > 0.0:
+            average = MovingAverage(loaded.adapter, decay=job.params.ema_decay)
         recorder = RunRecorder(
             run=run,
             plan=plan,
@@ -180,14 +192,16 @@ def train_held(
             accepted_stems=family.accepted_stems(loaded.components),
             loras_dir=places.loras_dir,
             progress=progress,
+            weights=weights,
+            average=average,
         )
-        step, seconds, images_seen = _take_up(run, recorder, start)
-        first_step = step
+        begun = _take_up(run, recorder, start, accumulation_steps=job.params.gradient_accumulation_steps)
+        step = begun.step
 
         # the loop
         texts = _texts(checked, loaded, progress)
         learner = Learner(
-            predict=lambda noisy, timesteps, text: family.predict(loaded.components.unet, noisy, timesteps, text),
+            predict=lambda noisy, timesteps, text, _: family.predict(loaded.components.unet, noisy, timesteps, text),
             batches=Feed(
                 dataset=job.dataset,
                 buckets=checked.buckets,
@@ -201,17 +215,18 @@ def train_held(
             ),
             objective=checked.objective,
             objective_params=job.objective.params,
-            alphas_cumprod=family.alphas_cumprod().to(torch.float32).to(device),
+            alphas_cumprod=_noise_schedule(checked).to(device),
             optimizer=optimizer,
+            weights=weights,
             factor=checked.schedule.factor,
+            course=checked.course,
             precision=precision,
             device=device,
+            average=average,
         )
-        run.write_status("running", step=step, total_steps=total_steps, seconds=seconds)
-        step = train(
-            learner, _route(checked, first_step=step, seconds=seconds, images_seen=images_seen), recorder, progress
-        )
-        return _finish(run, recorder, plan, steps_done=step - first_step)
+        run.write_status("running", step=step, total_steps=total_steps, seconds=begun.seconds)
+        step = train(learner, _route(checked, begun), recorder, progress)
+        return _finish(run, recorder, plan, steps_done=step - begun.step)
     except BaseException as failure:
         if recorder is None or not recorder.cancelled:
             _note_failure(run, failure, total_steps=total_steps)
@@ -220,57 +235,99 @@ def train_held(
         loaded.free()
 
 
-def _route(checked: Checked, *, first_step: int, seconds: float, images_seen: int) -> Route:
-    params, rates = checked.job.params, checked.optimizer_params
+def _noise_schedule(checked: Checked) -> torch.Tensor:
+    """Returns the schedule [T] fp32 that the objective wants for this base."""
+    job = checked.job
+    return checked.objective.schedule(
+        checked.family.alphas_cumprod(),
+        params=job.objective.params,
+        terminal_snr_is_zero=bool(getattr(job.base, "zero_terminal_snr", False)),
+    ).to(torch.float32)
+
+
+def _route(checked: Checked, begun: Standing) -> Route:
+    params = checked.job.params
     return Route(
-        first_step=first_step,
+        first_step=begun.step,
         total_steps=params.steps,
         seed=params.seed,
         accumulation_steps=params.gradient_accumulation_steps,
+        accumulation_images=params.accumulation_images,
         max_grad_norm=params.max_grad_norm,
-        warmup_steps=rates.warmup_steps,
-        cycles=rates.cycles,
-        saves_at=lambda step: saves_at(
+        saves_at=lambda step, batches_before, batches_done: saves_at(
             step,
             every_steps=params.save_every_steps,
             every_epochs=params.save_every_epochs,
             batches_per_epoch=checked.batches_per_epoch,
-            accumulation_steps=params.gradient_accumulation_steps,
+            batches_before=batches_before,
+            batches_done=batches_done,
         ),
-        images_seen=images_seen,
-        seconds=seconds,
+        batches_done=begun.batches_done,
+        images_seen=begun.images_seen,
+        seconds=begun.seconds,
     )
 
 
-def _take_up(run: RunFolder, recorder: RunRecorder, start: Start | None) -> tuple[int, float, int]:
-    """Loads the last state of the run, or its parent's; returns (step, seconds, pictures seen)."""
+def _take_up(run: RunFolder, recorder: RunRecorder, start: Start | None, *, accumulation_steps: int) -> Standing:
+    """Loads the last state of the run, or its parent's; returns how far that is."""
     found = latest_readable(run.folder, recorder.progress.status)
-    step, seconds, images_seen = 0, 0.0, 0
+    begun = Standing(step=0, batches_done=0, images_seen=0, seconds=0.0)
     if found is not None:
-        step = found[0].step
-        seconds, images_seen = facts_of(found[0])
-        _load(recorder, found[1], own_settings=("lr",), with_optimizer=True)
+        begun = standing_of(found[0], accumulation_steps=accumulation_steps)
+        _load(recorder, found[1])
+        _load_optimizer(recorder.optimizer, found[1])
     elif start is not None:
-        step, images_seen = start.step, start.images_seen
-        every = tuple(recorder.optimizer.param_groups[0].keys() - {"params"})
-        _load(recorder, start.state, own_settings=every, with_optimizer=start.same_optimizer)
-    run.cut_metrics(step)
+        begun = Standing(step=start.step, batches_done=start.batches_done, images_seen=start.images_seen, seconds=0.0)
+        _load(recorder, start.state)
+        if start.optimizer_params is not None:
+            build = recorder.plan.checked.optimizer.build
+            _load_optimizer(
+                recorder.optimizer, start.state, before=lambda groups: build(groups, start.optimizer_params)
+            )
+    run.cut_metrics(begun.step)
     recorder.losses.extend(row["loss"] for row in open_run(run.folder).rows)
     recorder.publish_missing()
-    if step > 0:
-        recorder.progress.status(f"going on after step {step}")
-    return step, seconds, images_seen
+    if begun.step > 0:
+        recorder.progress.status(f"going on after step {begun.step}")
+    return begun
 
 
-def _load(recorder: RunRecorder, state: State, *, own_settings: tuple[str, ...], with_optimizer: bool) -> None:
-    """Loads a state; of the optimizer's group settings, ``own_settings`` stay as this run has them."""
+def _load(recorder: RunRecorder, state: State) -> None:
     recorder.adapter.load_state(state.adapter)
     recorder.precision.load_state(state.precision)
-    if with_optimizer:
-        groups = [{name: group[name] for name in own_settings} for group in recorder.optimizer.param_groups]
-        recorder.optimizer.load_state_dict(dict(state.optimizer))
-        for group, settings in zip(recorder.optimizer.param_groups, groups, strict=True):
-            group.update(settings)
+    if recorder.average is not None:
+        recorder.average.load_state(state.average)
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    *,
+    before: Callable[[Sequence[ParamGroup]], torch.optim.Optimizer] | None = None,
+) -> None:
+    """Loads an optimizer's state; the learning rates stay as this run has them.
+
+    Args:
+        optimizer: of this run.
+        state: to load.
+        before: builds the optimizer as the saved one was at its start, where the settings of this run may be others.
+            What the saved groups hold as it was then is a setting and stays as this run has it; what has changed since
+            is part of the state.
+    """
+    own = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state.optimizer))
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group["lr"] = settings["lr"]
+    if before is None:
+        return
+    stand_in = torch.nn.Parameter(torch.zeros(2, 2))
+    fresh = before(
+        [ParamGroup(name=group["name"], lr=1.0, parameters=[torch.nn.Parameter(stand_in.clone())]) for group in own]
+    )
+    for group, settings, start in zip(optimizer.param_groups, own, fresh.param_groups, strict=True):
+        for name in settings.keys() - {"params", "lr"}:
+            if name in start and not isinstance(group[name], torch.Tensor) and group[name] == start[name]:
+                group[name] = settings[name]
 
 
 def _texts(checked: Checked, loaded: _Loaded, progress: Progress) -> Texts:
@@ -308,10 +365,11 @@ def _prepare(components: Components, *, gradient_checkpointing: bool) -> None:
             recompute_activations(module)
 
 
-def _build_optimizer(checked: Checked, adapter: AdapterSet) -> torch.optim.Optimizer:
+def _build_optimizer(checked: Checked, adapter: AdapterSet, weights: AdapterWeights) -> torch.optim.Optimizer:
+    """Returns the optimizer over the adapter's groups; those with a factor of 0 are frozen and left out."""
     rates = {"unet": checked.optimizer_params.lr_unet, "text_encoder": checked.optimizer_params.lr_text_encoder}
     groups = [
-        ParamGroup(name=part, lr=rates[part], parameters=parameters)
+        ParamGroup(name=part, lr=rates[part], parameters=weights.worked_on(parameters))
         for part, parameters in adapter.parameters_by_part().items()
         if parameters
     ]
@@ -324,19 +382,18 @@ def _check_space(plan: Plan, run: RunFolder, places: Places) -> None:
 
 
 def _finish(run: RunFolder, recorder: RunRecorder, plan: Plan, *, steps_done: int) -> RunResult:
-    info = open_run(run.folder)
+    info, accumulation_steps = open_run(run.folder), plan.checked.job.params.gradient_accumulation_steps
     checkpoint = list_checkpoints(run.folder)[-1]
     if checkpoint.lora_path is None:
         # The last state was there, but its LoRA was deleted by hand.
-        seconds, images_seen = facts_of(checkpoint)
-        recorder.save(checkpoint.step, seconds=seconds, images_seen=images_seen, kept=True)
+        recorder.save(standing_of(checkpoint, accumulation_steps=accumulation_steps), kept=True)
         checkpoint = list_checkpoints(run.folder)[-1]
     path = run.publish(checkpoint, recorder.loras_dir, file_name=recorder.file_name(checkpoint.step))
     if path is None:
         raise TrainingError(
             "The run ended with a learning rate that was 0 in every step, so there is no LoRA; use a shorter warm-up."
         )
-    seconds = facts_of(checkpoint)[0]
+    seconds = standing_of(checkpoint, accumulation_steps=accumulation_steps).seconds
     outcome = recorder.report.text() if recorder.report is not None else ""
     tail = recorder.losses[-min(50, len(recorder.losses)) :]
     report = "\n".join(

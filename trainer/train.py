@@ -21,10 +21,10 @@ from .checkpoints import Checkpoint, list_checkpoints, load_state
 from .config import Job, TrainParams
 from .manifest import data_hash, make_manifest
 from .objectives._spec import objectives
-from .optimizers._spec import optimizers
+from .optimizers._spec import OptimizerParams, optimizers
 from .plan import Checked, check_job
 from .precision import OutOfMemory
-from .recorder import facts_of
+from .recorder import standing_of
 from .run import RunFolder, RunInfo, RunRef, check_writable, find_runs, new_run, open_run, publish_file, runs_folder
 from .session import Places, RunResult, Start, train_held
 
@@ -121,6 +121,8 @@ def continue_run(
         raise InputError(f"extra_steps is {extra_steps}: give at least 1 step to go on.")
     parent = open_run(Path(run.folder))
     checkpoint = _checkpoint_at(parent, run.step)
+    accumulation_steps = int(parent.manifest["config"]["train"]["gradient_accumulation_steps"])
+    standing = standing_of(checkpoint, accumulation_steps=accumulation_steps)
     job = _child_job(parent, checkpoint, base, dataset, extra_steps, optimizer, run_name=run_name, mode=mode)
     places = Places(output_dir=Path(output_dir), loras_dir=Path(loras_dir), cache_dir=Path(cache_dir), index=index)
     device = torch.device(device)
@@ -136,8 +138,9 @@ def continue_run(
         start = Start(
             step=checkpoint.step,
             state=load_state(checkpoint),
-            images_seen=facts_of(checkpoint)[1],
-            same_optimizer=job.optimizer.name == parent.manifest["config"]["optimizer"]["name"],
+            images_seen=standing.images_seen,
+            batches_done=standing.batches_done,
+            optimizer_params=_parent_optimizer(parent, job),
         )
         return _train_lora(job, places, device, progress, prompt, around, start=start)
 
@@ -242,6 +245,13 @@ def _finished_result(job: Job, run: RunInfo, places: Places) -> RunResult:
         + str(run.status.get("report", "")),
         losses=tuple(row["loss"] for row in run.rows),
     )
+
+
+def _parent_optimizer(parent: RunInfo, job: Job) -> OptimizerParams | None:
+    """Returns the parent's optimizer settings if it is the same optimizer, whose state can be taken over."""
+    choice = choice_from_json(parent.manifest["config"]["optimizer"], optimizers())
+    same = choice.name == job.optimizer.name
+    return choice.params if same and isinstance(choice.params, OptimizerParams) else None
 
 
 def _checkpoint_at(parent: RunInfo, step: int) -> Checkpoint:

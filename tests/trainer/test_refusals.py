@@ -205,7 +205,8 @@ def test_saves_at_by_hand() -> None:
                 every_steps=every_steps,
                 every_epochs=every_epochs,
                 batches_per_epoch=batches,
-                accumulation_steps=accumulation,
+                batches_before=(step - 1) * accumulation,
+                batches_done=step * accumulation,
             )
         ]
 

@@ -93,29 +93,39 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     @property
     def shared(self) -> dict[str, torch.Tensor]:
         """The shared state, on the parameters' device."""
+        self._begin_shared()
         device = self.param_groups[0]["params"][0].device
-        found: dict[str, Any] = self.state[SHARED]
-        if not found:
-            numbers = {"d": self.d0, "steps": 0.0, **self.first_shared()}
-            found.update({name: torch.tensor(value) for name, value in numbers.items()})
+        found: dict[str, torch.Tensor] = self.state[SHARED]
         for name, value in found.items():
             if value.device != device:
                 found[name] = value.to(device)
         return found
+
+    def _begin_shared(self) -> None:
+        if SHARED not in self.state:
+            numbers = {"d": self.d0, "steps": 0.0, **self.first_shared()}
+            self.state[SHARED] = {name: torch.tensor(value) for name, value in numbers.items()}
 
     def effective_lr(self) -> torch.Tensor:
         """Returns d x lr, 0-d, on the parameters' device."""
         return self.shared["d"] * float(self.param_groups[0]["lr"])
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Takes one step over all parameters that have a gradient; a closure is not used."""
+    def prepare(self) -> list[torch.Tensor]:
+        """Makes all state as it is before a step, and returns the parameters that have a gradient."""
+        self._begin_shared()
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not parameters:
-            return
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter].update(self.first_state(parameter))
+        return parameters
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Takes one step over all parameters that have a gradient; a closure is not used."""
+        parameters = self.prepare()
+        if not parameters:
+            return
         names = list(self.state[parameters[0]])
         state = {name: [self.state[parameter][name] for parameter in parameters] for name in names}
         shared = self.shared

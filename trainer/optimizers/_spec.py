@@ -160,7 +160,7 @@ class Optimizer:
         params: its settings, a subclass of OptimizerParams.
         build: makes the torch optimizer over the groups; ``group["name"]`` and ``group["lr"]`` must be kept.
         state_floats: floats of state kept for each trained float, at most (for the estimate of space and memory).
-        class_path: dotted name of the class, as the metadata of LoRA files gives it.
+        class_path: dotted name of the class, as the metadata of LoRA files gives it; may name settings in braces.
         check: refuses settings that do not fit, and returns warnings for a person.
         needs: library that must be installed beside those of the pack, "" for none.
         averages: the optimizer averages the weights itself, so that a moving average on top makes no sense.

@@ -179,6 +179,6 @@ OPTIMIZER = Optimizer(
     params=OtherParams,
     build=build,
     state_floats=4,
-    class_path="pytorch_optimizer.other",
+    class_path="pytorch_optimizer.{class_name}",
     check=check,
 )

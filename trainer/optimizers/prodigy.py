@@ -89,10 +89,13 @@ class Prodigy(AdaptiveOptimizer):
             shared["d"].copy_(torch.where(denominator > 0.0, grown, d))
 
         # the step
-        denominators = torch._foreach_sqrt(state["exp_avg_sq"])
-        torch._foreach_add_(denominators, shared["d"] * group["epsilon"])
+        # m / (sqrt(v) + d eps), both sides divided by d eps, for a tensor cannot be added to all without a read-back
+        scale = 1.0 / (shared["d"] * group["epsilon"])
+        denominators = torch._foreach_mul(torch._foreach_sqrt(state["exp_avg_sq"]), scale)
+        torch._foreach_add_(denominators, 1.0)
         torch._foreach_mul_(parameters, 1.0 - moved * d_lr * group["weight_decay"])
-        add_scaled_(parameters, torch._foreach_div(state["exp_avg"], denominators), -d_lr * moved)
+        update = torch._foreach_div(torch._foreach_mul(state["exp_avg"], scale), denominators)
+        add_scaled_(parameters, update, -d_lr * moved)
 
 
 def build(groups: Sequence[ParamGroup], params: ProdigyParams) -> torch.optim.Optimizer:
