@@ -26,6 +26,44 @@ NOT_IN_KEY = ("run_name", "save_every_steps", "save_every_epochs", "keep_last", 
 """Settings that do not change the trained numbers."""
 
 
+FIRST_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "train": (
+        "steps",
+        "batch_size",
+        "resolution_px",
+        "seed",
+        "train_unet",
+        "train_text_encoder",
+        "precision",
+        "save_dtype",
+        "clip_skip",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "max_grad_norm",
+        "prior_loss_weight",
+        "bucket_step_px",
+        "bucket_min_px",
+        "bucket_max_px",
+        "upscale",
+    ),
+    "network lora": ("rank", "alpha", "dropout"),
+    "optimizer adamw": (
+        "lr_unet",
+        "lr_text_encoder",
+        "schedule",
+        "warmup_steps",
+        "cycles",
+        "beta1",
+        "beta2",
+        "weight_decay",
+        "epsilon",
+    ),
+    "objective epsilon": ("noise_offset", "min_timestep", "max_timestep"),
+}
+"""Settings that are always part of a run's key. All that came later are part of it where they differ from their
+defaults, so that the keys of old runs stay what they were; a default is therefore never changed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainParams(Params):
     """The settings of a training run."""
@@ -229,7 +267,9 @@ class Job:
     def key(self, *, base_hash: str, data_hash: str) -> str:
         """Returns the run's key: 64 hexadecimal digits over all that decides the numbers."""
         config = self.config()
-        config["train"] = {name: value for name, value in config["train"].items() if name not in NOT_IN_KEY}
+        config["train"] = _keyed(self.params, "train")
+        for kind, choice in (("network", self.network), ("optimizer", self.optimizer), ("objective", self.objective)):
+            config[kind] = {**choice.to_json(), "params": _keyed(choice.params, f"{kind} {choice.name}")}
         config["blocks"] = expand_selection(self.blocks, get_family(self.base.family).blocks)
         said = {"config": config, "base": base_hash, "data": data_hash, "numerics": NUMERICS_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
@@ -241,6 +281,16 @@ class Job:
     def with_params(self, **changes: Any) -> "Job":
         """Returns the job with some of the run's settings changed."""
         return replace(self, params=replace(self.params, **changes))
+
+
+def _keyed(params: Params, owner: str) -> dict[str, Any]:
+    """Returns the settings that are part of a run's key."""
+    always, given = FIRST_SETTINGS.get(owner, ()), differences(params)
+    return {
+        name: value
+        for name, value in params.to_json().items()
+        if name not in NOT_IN_KEY and (name in always or name in given)
+    }
 
 
 def normal_blocks(blocks: str) -> str:

@@ -216,6 +216,20 @@ def test_the_key_ignores_what_does_not_decide_the_numbers(tiny_base: Path, datas
         assert key(**change) != same
 
 
+def test_keys_of_the_first_version(tiny_base: Path, dataset: Dataset) -> None:
+    """Made before the later settings were there; old runs must be found by them."""
+
+    def key(**changes: Any) -> str:
+        return make_job(dataset, base=tiny_base, **changes).key(base_hash="b", data_hash="d")
+
+    assert key() == "3561dbe31f3771754dbc28a5b0a3a0a6d88b5999bf111cf3506c395c0779b077"
+    assert key(**WHOLE) == "22ea94da6ba1b0ee784bedf8a609eefe4030aa7eb66669c36f5ca4a6647f6ddc"
+    changed = {"optimizer": {"weight_decay": 0.5}, "objective": {"noise_offset": 0.1}, "blocks": "MID"}
+    assert key(**changed) == "f9f254d3491c31ef6bf767654dc9dec0eb72c64b435f432a02f3fe7887f90cb7"
+    assert key(ema_decay=0.99) != key()
+    assert key(objective={"weighting": "min_snr"}) != key()
+
+
 def test_an_edited_caption_is_another_run(tiny_base: Path, dataset: Dataset, places: Places) -> None:
     first = train_lora(make_job(dataset, base=tiny_base, steps=1), **places)
     edited = dataset.with_tags({0: ["something", "else"]}, note="edited")
