@@ -38,6 +38,9 @@ SHOWN = (
 )
 """The twelve widgets that are not folded away."""
 
+LATER = ("accumulation_images", "ema_decay", "trained_dtype", "stochastic_rounding")
+"""Settings that came after the first version: they stand behind all older inputs, so that saved workflows fit."""
+
 DEFAULTS = {
     "network": ("lora", get_network),
     "optimizer": ("adamw", find_optimizer),
@@ -57,6 +60,11 @@ def default_choice(kind: str) -> Choice:
     """The option that is used when its socket is left open, with its own defaults."""
     name, find = DEFAULTS[kind]
     return Choice(kind=kind, name=name, params=find(name).params())
+
+
+def train_widgets(*, later: bool) -> dict[str, Any]:
+    """The widgets of the run's settings: those of the first version, or those that came later."""
+    return {name: entry for name, entry in widgets(TrainParams, shown=SHOWN).items() if (name in LATER) == later}
 
 
 def shown_result(result: RunResult, trigger: str) -> dict[str, Any]:
@@ -91,7 +99,7 @@ class TrainLora:
             "required": {
                 "base": socket("ATELIER_BASE", "The model to train on."),
                 "dataset": socket("ATELIER_DATASET", "The pictures and captions to learn."),
-                **widgets(TrainParams, shown=SHOWN),
+                **train_widgets(later=False),
             },
             "optional": {
                 "network": socket("ATELIER_NETWORK", "Kind and size of the adapter; LoRA of rank 16 when left open."),
@@ -102,6 +110,7 @@ class TrainLora:
                     "The word that calls what is learned; noted in the LoRA's handle, captions stay as they are.",
                     advanced=True,
                 ),
+                **train_widgets(later=True),
             },
             "hidden": {"prompt": "PROMPT"},
         }
