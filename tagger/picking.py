@@ -251,7 +251,8 @@ def _pick_part(scores: SparseScores, limits: NDArray[np.float32], vocabulary: Vo
 def _surest_first(rows: NDArray[np.int32], values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Keys that sort by picture, then by falling score: the bits of positive floats sort as the floats do."""
     bits = np.ascontiguousarray(values).view(np.int32).astype(np.int64)
-    return (rows.astype(np.int64) << 32) + (np.int64(0x7FFFFFFF) - bits)
+    keys: NDArray[np.int64] = (rows.astype(np.int64) << 32) + (np.int64(0x7FFFFFFF) - bits)
+    return keys
 
 
 def _limits(vocabulary: Vocabulary, params: PickParams) -> NDArray[np.float32]:

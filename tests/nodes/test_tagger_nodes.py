@@ -12,10 +12,14 @@ from lora_atelier.core.errors import FormatError, InputError, UnknownNameError
 from lora_atelier.dataset.scan import DatasetParams, open_folder
 from lora_atelier.nodes import host as host_module
 from lora_atelier.nodes._confusion import confusion_plot
+from lora_atelier.nodes._images import to_image, to_pil
 from lora_atelier.nodes.classifier import ApplyTagClassifier, TrainTagClassifier
 from lora_atelier.nodes.host import PICO_NAME
+from lora_atelier.nodes.tag import TagImage
 from lora_atelier.nodes.tag_dataset import EnsembleTaggers, TagDataset
 from lora_atelier.tagger.classifier import Verdict
+from lora_atelier.tagger.picking import PickParams
+from lora_atelier.tagger.runner import open_tagger, pick
 
 
 class TaggerHost(FakeHost):
@@ -37,7 +41,7 @@ def host(tmp_path, monkeypatch):
     found = TaggerHost(tmp_path)
     write_tagger(tmp_path / "taggers" / "one")
     write_tagger(tmp_path / "taggers" / "two", layout="NCHW", output="output", sigmoid=False, embedding=True)
-    for module in ("tag_dataset", "classifier", "_taggers", "_images"):
+    for module in ("tag", "tag_dataset", "classifier", "_taggers", "_images"):
         monkeypatch.setattr(f"lora_atelier.nodes.{module}.get_host", lambda: found)
     monkeypatch.setattr(host_module, "get_host", lambda: found)
     return found
@@ -72,6 +76,18 @@ def test_tagging_and_another_threshold_from_the_store(host, dataset):
     assert "the tagger knows no tag 'blu', did you mean 'blue'" in report
     assert len(again.tags.ids) < len(tagged.tags.ids)
     assert dataset.caption(0) == "site tag, long_hair"
+
+
+def test_an_image_scores_as_its_file_does(host, dataset):
+    params = PickParams(include_rating=True, categories="all", general_threshold=0.05, character_threshold=0.05)
+    tagged, _ = TagDataset().tag(dataset, "one", "overwrite", **params.to_json())["result"]
+    tagger = open_tagger(host.tagger_path("one"))
+    for row in range(12):
+        picture = to_image([Image.open(dataset.path(row))])
+        alone = {tag.name: tag.score for tag in pick(tagger.tag_image(to_pil(picture[0])), params)}
+        assert tagged.tags.row(row) == tuple(alone)
+    lines = TagImage().tag(to_image([Image.open(dataset.path(0))]), "one", **params.to_json())["result"]
+    assert lines[0] == tagged.caption(0)
 
 
 def test_several_taggers(host, dataset):
