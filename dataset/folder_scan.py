@@ -305,10 +305,10 @@ def _skipped_are_usable(
 def _state_of(listing: Listing) -> str:
     """Hash of all names, sizes and times of a folder."""
     digest = new_digest()
-    names = "\0".join(entry.name for entry in listing.files)
+    names = "\0".join([entry[0] for entry in listing.files])
     digest.update(names.encode("utf-8", "surrogatepass"))
-    facts = np.array([(entry.size_bytes, entry.mtime_ns) for entry in listing.files], dtype=np.int64)
-    digest.update(facts.tobytes())
+    for place in (1, 2):  # sizes, then times
+        digest.update(np.array([entry[place] for entry in listing.files], dtype=np.int64).tobytes())
     digest.update(json.dumps([sorted(listing.refused.items()), listing.folders]).encode("ascii"))
     return digest.hexdigest()
 
