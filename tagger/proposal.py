@@ -251,6 +251,7 @@ def _class_lines(name: str, rows: list[ProposalRow]) -> list[str]:
     removed = [row for row in rows if row.verdict == REMOVE]
     kept = [row for row in rows if row.verdict == KEEP]
     lines = [f"{printable(name)}: {counted(len(removed), 'tag')} to remove, {len(kept)} to keep"]
+    lines.append(f"    {'tag':<36} {'captions':>8} {'share':>5}  why")
     lines += [_row_line("-", row) for row in removed[:MAX_SHOWN_REMOVED]]
     if len(removed) > MAX_SHOWN_REMOVED:
         lines.append(f"    and {len(removed) - MAX_SHOWN_REMOVED} more")
@@ -267,4 +268,4 @@ def _class_lines(name: str, rows: list[ProposalRow]) -> list[str]:
 
 def _row_line(mark: str, row: ProposalRow) -> str:
     tag = printable(row.tag if len(row.tag) <= 36 else row.tag[:33] + "...")
-    return f"  {mark} {tag:<36} {row.captions:>7}  {row.share:>4.0%}  {row.reason}".rstrip()
+    return f"  {mark} {tag:<36} {row.captions:>8} {row.share:>5.0%}  {row.reason}".rstrip()

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..core.params import Params, param
 from ..dataset.table import Dataset
 from ..dataset.words import counted, printable
-from .steps._core import CLASS_CHOICES, CoreTag, classes_of, core_table
+from .steps._core import CLASS_CHOICES, Classes, CoreTag, classes_of, core_table
 from .steps.rename import renamed
 
 MAX_SHOWN_CLASSES = 200
@@ -56,11 +58,13 @@ def statistics(dataset: Dataset, params: StatisticsParams) -> Statistics:
         by_class.setdefault(row.class_name, []).append(row)
     pictures = {name: int((classes.of_row == number).sum()) for number, name in enumerate(classes.names)}
     used = [name for name in classes.names if pictures[name]]
-    report = [f"{counted(len(used), 'class') if len(used) == 1 else f'{len(used)} classes'}, core from "
+    first = usual_first_tags(dataset, classes)
+    report = [f"{len(used)} {'class' if len(used) == 1 else 'classes'}, core from "
               f"{params.core_share:.0%} of the pictures with one person"]  # fmt: skip
     for name in used[:MAX_SHOWN_CLASSES]:
         rows = by_class.get(name, [])
         report.append(f"{printable(name)}: {counted(pictures[name], 'picture')}, {counted(len(rows), 'tag')}")
+        report.append(f"  {'tag':<36} {'captions':>8} {'share':>5}  verdict")
         report += [_line(row) for row in rows[: params.rows]]
         if len(rows) > params.rows:
             report.append(f"    and {len(rows) - params.rows} rarer tags")
@@ -68,7 +72,7 @@ def statistics(dataset: Dataset, params: StatisticsParams) -> Statistics:
         report.append(f"and {len(used) - MAX_SHOWN_CLASSES} more classes")
     return Statistics(
         report="\n".join(report),
-        wildcards="\n".join(_wildcard(by_class.get(name, [])) for name in used),
+        wildcards="\n".join(_wildcard(by_class.get(name, []), first.get(name, "")) for name in used),
         document=_document(dataset, used, pictures, by_class, params),
         table=tuple(table),
     )
@@ -89,13 +93,28 @@ def verdict(row: CoreTag) -> str:
 
 def _line(row: CoreTag) -> str:
     tag = printable(row.tag if len(row.tag) <= 36 else row.tag[:33] + "...")
-    return f"  {tag:<36} {row.captions:>7}  {row.share:>4.0%}  {verdict(row)}"
+    return f"  {tag:<36} {row.captions:>8} {row.share:>5.0%}  {verdict(row)}"
 
 
-def _wildcard(rows: list[CoreTag]) -> str:
-    triggers = [row.tag for row in rows if row.share >= 0.999 and row.kind == "other"][:1]
-    core = [row.tag for row in rows if row.is_core and row.tag not in triggers]
-    return ", ".join([*triggers, *core])
+def usual_first_tags(dataset: Dataset, classes: Classes) -> dict[str, str]:
+    """The tag with which at least half of the captions of a class begin: usually its trigger."""
+    tags = dataset.tags
+    filled = np.flatnonzero((tags.lengths > 0) & (classes.of_row >= 0))
+    size = max(len(tags.vocabulary), 1)
+    keys = classes.of_row[filled].astype(np.int64) * size + tags.ids[tags.offsets[:-1][filled]]
+    unique, counts = np.unique(keys, return_counts=True)
+    totals = np.bincount(classes.of_row[filled], minlength=len(classes.names))
+    found: dict[str, str] = {}
+    for key, count in zip(unique.tolist(), counts.tolist(), strict=True):
+        number, tag_id = divmod(key, size)
+        if 2 * count >= int(totals[number]):
+            found.setdefault(classes.names[number], tags.vocabulary[tag_id])
+    return found
+
+
+def _wildcard(rows: list[CoreTag], first: str) -> str:
+    core = [row.tag for row in rows if row.is_core and row.tag != first]
+    return ", ".join([*([first] if first else []), *core])
 
 
 def _document(

@@ -15,7 +15,7 @@ from ...dataset.table import Dataset
 from ._lists import content_lines
 from ._match import Matcher, entries
 from ._spec import Outcome, Step, StepContext, outcome
-from ._vectors import drop_occurrences, fixed_mask, positions, rows_of
+from ._vectors import drop_occurrences, fixed_mask, order_within_rows
 
 DEFAULT_CLASSES = """\
 category:trigger, class:people
@@ -59,11 +59,10 @@ def apply(dataset: Dataset, params: BudgetParams, context: StepContext) -> Outco
     fixed = fixed_mask(dataset)
     priority[fixed] = 0
     costs, note = _costs(tags, params, context)
-    order = np.argsort(_keys(tags, priority, params.inside), kind="stable")
-    sorted_costs = costs[tags.ids[order]].astype(np.int64)
-    total = np.cumsum(sorted_costs)
-    before = np.concatenate([np.zeros(1, dtype=np.int64), total])[tags.offsets[:-1]]
-    spent = total - np.repeat(before, tags.lengths)
+    order = order_within_rows(tags, _ranks(tags, priority, params.inside))
+    spent = np.cumsum(costs[tags.ids[order]], dtype=np.int64)
+    before = np.concatenate([np.zeros(1, dtype=np.int64), spent])[tags.offsets[:-1]]
+    spent -= np.repeat(before, tags.lengths)
     # The last tag of a caption has no comma after it.
     limit = params.limit + (1 if params.unit == "tokens" else 0)
     drop = np.zeros(len(tags.ids), dtype=bool)
@@ -129,29 +128,27 @@ def _costs(tags: TagColumn, params: BudgetParams, context: StepContext) -> tuple
     return costs, f"tokens counted by {context.token_counter}, tag by tag"
 
 
-def _keys(tags: TagColumn, priority: NDArray[np.int32], inside: str) -> NDArray[np.int64]:
-    """Sorting keys: caption, class, then the order inside a class."""
-    rows = tags.row_of_occurrence.astype(np.int64)
+def _ranks(tags: TagColumn, priority: NDArray[np.int32], inside: str) -> NDArray[np.int64]:
+    """Place of each occurrence by its class, then by the order inside a class."""
     if inside == "score" and tags.scores is not None:
         # Bits of a positive half float rise with its value; tags without a score come last.
-        bits = np.where(np.isnan(tags.scores), np.float16(0), tags.scores).view(np.uint16).astype(np.int64)
-        fine = (1 << 16) - 1 - bits
+        bits = np.where(np.isnan(tags.scores), np.float16(0), tags.scores).view(np.uint16)
+        fine = (1 << 16) - 1 - bits.astype(np.int64)
     elif inside == "frequency":
         rank = np.empty(len(tags.vocabulary), dtype=np.int64)
         rank[np.argsort(-tags.counts(), kind="stable")] = np.arange(len(tags.vocabulary))
         fine = rank[tags.ids]
     else:
-        fine = positions(tags).astype(np.int64)
-    span = int(fine.max(initial=0)) + 1
-    keys: NDArray[np.int64] = (rows * (MAX_CLASSES + 2) + priority) * span + fine
-    return keys
+        return priority.astype(np.int64)  # the sort is stable
+    fine += priority.astype(np.int64) * (int(fine.max(initial=0)) + 1)
+    return fine
 
 
 def _lengths(tags: TagColumn, costs: NDArray[np.int32], unit: str) -> tuple[int, float]:
-    if not len(tags.ids):
+    if not len(tags):
         return 0, 0.0
-    places = np.arange(len(tags.ids), dtype=np.int64)
-    per_row = np.bincount(rows_of(tags, places), weights=costs[tags.ids], minlength=len(tags))
+    total = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(costs[tags.ids], dtype=np.int64)])
+    per_row = np.diff(total[tags.offsets])
     if unit == "tokens":
         per_row = np.maximum(per_row - 1, 0)
     return int(per_row.max()), float(per_row.mean())

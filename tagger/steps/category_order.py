@@ -14,7 +14,7 @@ from ...dataset.table import Dataset
 from ._lists import tag_list
 from ._people import people_mask
 from ._spec import Outcome, Step, StepContext, outcome
-from ._vectors import drop_by_rule, fixed_mask
+from ._vectors import drop_by_rule, fixed_mask, order_within_rows
 
 PEOPLE = "people"
 WORDS = (*CATEGORIES[1:], PEOPLE)
@@ -53,8 +53,7 @@ def apply(dataset: Dataset, params: CategoryOrderParams, context: StepContext) -
     smaller = dataset.with_tag_column(kept, note="")
     by_tag = rank[kept.ids] if len(kept.ids) else np.zeros(0, dtype=np.int64)
     fine = np.where(fixed_mask(smaller), 0, by_tag + 1)
-    keys = kept.row_of_occurrence.astype(np.int64) * (int(fine.max(initial=0)) + 1) + fine
-    result = kept.reordered(np.argsort(keys, kind="stable"))
+    result = kept.reordered(order_within_rows(kept, fine))
     moved = len(changed_rows(kept, result))
     if moved:
         rules = (*rules, RuleCount(rule="sorted: " + ", ".join(order), touched=moved))

@@ -12,6 +12,7 @@ from ...dataset.columns import SOURCES, TagColumn
 from ...dataset.diff import RuleCount
 from ...dataset.normal import matched_nothing, normal, places_by_normal
 from ...dataset.table import Dataset
+from ...dataset.words import counted
 from ._lists import groups
 from ._match import Matcher
 from ._people import people_per_row
@@ -157,9 +158,11 @@ def _check_disjoint(wanted: Mapping[str, tuple[str, ...]]) -> None:
 def _notes(skipped: int, without_score: int, arbiter: str) -> list[tuple[str, str]]:
     notes = []
     if skipped:
-        notes.append(("several people", f"{skipped} captions with two or more people were left alone"))
+        notes.append(("several people", f"{counted(skipped, 'caption')} with two or more people left alone"))
     if without_score:
-        notes.append((f"no {arbiter}", f"in {without_score} cases there was none; the first in the caption stayed"))
+        notes.append(
+            (f"no {arbiter}", f"there was none for {counted(without_score, 'choice')}; the first in the caption stayed")
+        )
     return notes
 
 

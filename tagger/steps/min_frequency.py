@@ -11,6 +11,7 @@ from ...dataset.columns import TagColumn
 from ...dataset.diff import RuleCount, changed_rows
 from ...dataset.normal import normals, places_by_normal
 from ...dataset.table import Dataset
+from ...dataset.words import counted
 from ._general import last_word_generals
 from ._match import Entry, Matcher, entries
 from ._people import people_mask
@@ -47,11 +48,9 @@ def apply(dataset: Dataset, params: MinFrequencyParams, context: StepContext) ->
     rare = _rare(tags, least, spared)
     names = ["tags on too few pictures"]
     result, dropped = drop_by_rule(tags, np.where(rare, 0, -1).astype(np.int32), names)
-    number = int(np.count_nonzero(rare))
+    note = _names(tags, rare)
     rules += [
-        RuleCount(
-            rule=f"on fewer than {least} pictures", touched=count.touched, removed=count.removed, note=f"{number} tags"
-        )
+        RuleCount(rule=f"on fewer than {least} pictures", touched=count.touched, removed=count.removed, note=note)
         for count in dropped
     ]
     return outcome(dataset, result, STEP.name, params, rules, unmatched)
@@ -96,6 +95,12 @@ def _with_parents(tags: TagColumn, least: int, spared: tuple[Entry, ...]) -> tup
     merged = len(before.ids) - len(tags.ids)
     note = f"{kinds} tags became more general" + (f", {merged} stood there already" if merged else "")
     return tags, [RuleCount(rule="rare tags made general", touched=touched, removed=merged, added=replaced, note=note)]
+
+
+def _names(tags: TagColumn, rare: NDArray[np.bool_]) -> str:
+    places = np.flatnonzero(rare).tolist()
+    shown = ", ".join(tags.vocabulary[place] for place in places[:6])
+    return f"{counted(len(places), 'tag')}: {shown}" + (" ..." if len(places) > 6 else "")
 
 
 def _rows_changed(before: TagColumn, after: TagColumn) -> NDArray[np.bool_]:

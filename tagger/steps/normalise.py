@@ -10,6 +10,7 @@ from ...core.params import Params, param
 from ...dataset.diff import RuleCount
 from ...dataset.normal import KAOMOJI, normal, unescaped
 from ...dataset.table import Dataset
+from ...dataset.words import counted
 from ._spec import Outcome, Step, StepContext, outcome
 from ._vectors import captions_and_tags, rows_of
 
@@ -54,7 +55,9 @@ def apply(dataset: Dataset, params: NormaliseParams, context: StepContext) -> Ou
             places = np.flatnonzero(changed[tags.ids])
             touched, _ = captions_and_tags(rows_of(tags, places), np.zeros(len(places), dtype=np.int64), 1)
             count = int(np.count_nonzero(changed))
-            rules.append(RuleCount(rule=rule, touched=int(touched[0]), added=len(places), note=f"{count} spellings"))
+            rules.append(
+                RuleCount(rule=rule, touched=int(touched[0]), added=len(places), note=counted(count, "spelling"))
+            )
         names = new
     if not rules:
         return outcome(dataset, tags, STEP.name, params)

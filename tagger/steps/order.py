@@ -13,7 +13,7 @@ from ...dataset.table import Dataset
 from ._match import Matcher, entries
 from ._people import count_of, is_people_tag
 from ._spec import Outcome, Step, StepContext, outcome
-from ._vectors import fixed_mask, hash_of_names, hashed, row_hashes
+from ._vectors import fixed_mask, hash_of_names, hashed, order_within_rows, row_hashes
 
 MODES = ("keep", "people first", "by name", "by score", "most frequent first", "rarest first", "shuffled")
 
@@ -47,8 +47,7 @@ def apply(dataset: Dataset, params: OrderParams, context: StepContext) -> Outcom
     span = int(fine.max(initial=0)) + 1
     ranks = front[tags.ids] * span + fine if len(tags.ids) else np.zeros(0, dtype=np.int64)
     ranks = np.where(fixed_mask(dataset), 0, ranks + 1)
-    keys = tags.row_of_occurrence.astype(np.int64) * (int(ranks.max(initial=0)) + 1) + ranks
-    result = tags.reordered(np.argsort(keys, kind="stable"))
+    result = tags.reordered(order_within_rows(tags, ranks))
     moved = len(changed_rows(tags, result))
     rules = [RuleCount(rule=f"order: {params.mode}", touched=moved)] if moved else []
     if params.mode == "by score" and tags.scores is None:

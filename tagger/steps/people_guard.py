@@ -45,9 +45,9 @@ def apply(dataset: Dataset, params: PeopleGuardParams, context: StepContext) -> 
     tags = dataset.tags
     rule = _rules(tags, params)
     result, rules = drop_occurrences(tags, rule >= 0, rule, RULES)
-    counted = [count_of(name) is not None for name in normals(result.vocabulary)]
+    is_count = [count_of(name) is not None for name in normals(result.vocabulary)]
     has = np.zeros(len(result), dtype=bool)
-    has[rows_of(result, np.flatnonzero(np.array(counted or [False])[result.ids]))] = True
+    has[rows_of(result, np.flatnonzero(np.array(is_count or [False])[result.ids]))] = True
     bare = np.flatnonzero(~has)
     missing = tag_list(params.missing, what="missing")
     if missing and len(bare):
@@ -60,7 +60,7 @@ def apply(dataset: Dataset, params: PeopleGuardParams, context: StepContext) -> 
         result = column.with_tags(rows, np.tile(ids, len(bare)), front=True, source=RULE_SOURCE)
         rules = (*rules, RuleCount(rule="no count of people", touched=len(bare), added=len(rows)))
     elif len(bare):
-        note = f"{len(bare)} captions name no people; give 'missing' to put tags in"
+        note = f"{counted(len(bare), 'caption')} without; give 'missing' to put tags in"
         rules = (*rules, RuleCount(rule="no count of people", touched=0, note=note))
     return outcome(dataset, result, STEP.name, params, rules)
 

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from atelier_tests.helpers.captions import captions_of, dataset_of
+from atelier_tests.helpers.sources import ROOT
 from lora_atelier.core.errors import AtelierError, FormatError, InputError, UnknownNameError
 from lora_atelier.core.progress import Cancelled, SilentProgress
 from lora_atelier.tagger.recipe import RecipeStep, parse_recipe, recipe_text, run_recipe
@@ -52,6 +53,18 @@ class TestReading:
     def test_an_empty_recipe_does_nothing(self):
         dataset, diff = run_recipe(dataset_of(["a"]), "# nothing\n", StepContext())
         assert (captions_of(dataset), diff.captions_touched) == (["a"], 0)
+
+
+def test_the_recipe_of_the_manual_runs():
+    text = (ROOT / "docs" / "tags.md").read_text(encoding="utf-8")
+    recipe = text.partition("```text\n")[2].partition("```")[0]
+    dataset, diff = run_recipe(
+        dataset_of(["1girl, horns, skirt, plaid skirt, blush, long_hair"]), recipe, StepContext()
+    )
+    assert len(parse_recipe(recipe)) == 11
+    assert captions_of(dataset) == ["kayoko (blue archive), 1girl"]  # the others are on one picture only
+    assert diff.captions_touched == 1
+    assert all(f"| `{name}` |" in text for name in steps())
 
 
 WRONG = {

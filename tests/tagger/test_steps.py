@@ -188,13 +188,13 @@ class TestExclusive:
     def test_several_people_are_left_alone(self):
         after, diff = run("exclusive: hair: short hair, long hair", "2girls, short hair, long hair")
         assert after == ["2girls, short hair, long hair"]
-        assert "1 captions with two or more people" in rule(diff, "several people").note
+        assert "1 caption with two or more people" in rule(diff, "several people").note
         text = "exclusive several_people=treat: hair: short hair, long hair"
         assert run(text, "1girl, 1boy, short hair, long hair")[0] == ["1girl, 1boy, short hair"]
 
     def test_says_where_there_is_no_score(self):
         _, diff = run("exclusive: size: small, large", "large, small")
-        assert "in 1 cases there was none" in rule(diff, "no score").note
+        assert "there was none for 1 choice" in rule(diff, "no score").note
 
     def test_a_group_that_matches_nothing_and_a_slip(self):
         _, diff = run(
@@ -361,7 +361,7 @@ class TestPeopleGuard:
 
     def test_missing_counts_are_told_or_put_in(self):
         _, diff = run("people_guard", "x", "1girl")
-        assert "1 captions name no people" in rule(diff, "no count").note
+        assert "1 caption without; give" in rule(diff, "no count").note
         assert run("people_guard: 1girl, solo", "x", "2boys")[0] == ["1girl, solo, x", "2boys"]
 
 
