@@ -1,4 +1,4 @@
-"""Reading LoRA files of every dialect by module, and the weight change each module makes."""
+"""Reading LoRA files of every dialect by module, and the change each module makes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ _DIALECTS: dict[str, str] = {
     ".lora_linear_layer.down.weight": "lora_down.weight",
     ".lora_linear_layer.up.weight": "lora_up.weight",
 }
+_BARE = "weight"
+"""The part of (IA)^3 whose name ends every other network's too; it counts only beside `on_input`."""
 
 
 def _endings() -> dict[str, str]:
@@ -39,10 +41,10 @@ def split_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Groups a LoRA file's tensors by module.
 
     Args:
-        tensors: `<stem>.<part>` -> tensor, in any dialect (kohya, peft, diffusers).
+        tensors: `<stem>.<part>` -> tensor, in any dialect (kohya, peft, diffusers, LyCORIS).
 
     Returns:
-        stem -> part name as kohya writes it -> tensor, in the order of the file.
+        stem -> part name as kohya or LyCORIS writes it -> tensor, in the order of the file.
 
     Raises:
         FormatError: a key ends in no known part name.
@@ -52,9 +54,13 @@ def split_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     unknown: list[str] = []
     for key, tensor in tensors.items():
         for ending, part in endings.items():
-            if key.endswith(ending):
-                modules.setdefault(key[: -len(ending)], {})[part] = tensor
-                break
+            if not key.endswith(ending):
+                continue
+            stem = key[: -len(ending)]
+            if part == _BARE and f"{stem}.on_input" not in tensors:
+                continue
+            modules.setdefault(stem, {})[part] = tensor
+            break
         else:
             unknown.append(key)
     if unknown:
@@ -65,19 +71,53 @@ def split_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return modules
 
 
-def lora_delta(parts: Mapping[str, Tensor], *, stem: str = "", weight_shape: tuple[int, ...] | None = None) -> Tensor:
+def lora_delta(
+    parts: Mapping[str, Tensor],
+    *,
+    stem: str = "",
+    weight_shape: tuple[int, ...] | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
     """The full fp32 weight change of one module, whatever its network.
 
     Args:
         parts: the module's tensors as `split_file` names them, with or without `alpha`.
         stem: used in errors.
         weight_shape: shape of the base weight; None keeps the natural one.
+        weight: the base weight, which DoRA, OFT and (IA)^3 need.
 
     Raises:
-        FormatError: no known network, or the shapes do not fit.
+        FormatError: no known network, the shapes do not fit, or the base weight is needed and not given.
     """
     network = network_of_parts(parts, stem=stem)
-    alpha = float(parts[ALPHA]) if ALPHA in parts else None
-    return network.delta(
-        {name: value for name, value in parts.items() if name != ALPHA}, alpha=alpha, weight_shape=weight_shape
-    )
+    shape = tuple(weight.shape) if weight is not None else None if weight_shape is None else tuple(weight_shape)
+    own = {name: value for name, value in parts.items() if name != ALPHA}
+    return network.delta(own, alpha=_alpha(parts), weight_shape=shape, weight=weight)
+
+
+def module_change(parts: Mapping[str, Tensor], *, weight: Tensor, stem: str = "") -> tuple[Tensor, Tensor | None]:
+    """The change of weight and bias of one module, fp32; None where the bias stays.
+
+    Args:
+        parts: the module's tensors as `split_file` names them.
+        weight: the base weight, on the device of the parts.
+        stem: used in errors.
+
+    Raises:
+        FormatError: as `lora_delta`.
+    """
+    change = lora_delta(parts, stem=stem, weight=weight)
+    return change, network_of_parts(parts, stem=stem).bias_delta(parts)
+
+
+def effective_strength(parts: Mapping[str, Tensor], strength: float, *, stem: str = "") -> float:
+    """The factor on a module's change when ComfyUI applies it with `strength`.
+
+    ComfyUI's OFT takes the strength twice (weight_adapter/oft.py: in the rotation and in the sum), so that 0.5 there
+    is a quarter.
+    """
+    return float(strength ** network_of_parts(parts, stem=stem).strength_power)
+
+
+def _alpha(parts: Mapping[str, Tensor]) -> float | None:
+    return float(parts[ALPHA]) if ALPHA in parts else None

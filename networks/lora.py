@@ -1,110 +1,187 @@
-"""LoRA: a weight change of low rank, y = W x + (alpha / rank) * up(down(x))."""
+"""LoRA: a weight change of low rank, y = W x + (alpha / rank) * up(down(x)); with conv_rank, LoCon; with dora, DoRA."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.errors import FormatError
+from ..core.errors import FormatError, InputError
 from ..core.params import Params, param
-from ._spec import Network, Op, Parts
+from . import _dora
+from ._layer import Layer
+from ._shared import (
+    alpha_param,
+    cast,
+    conv_alpha_param,
+    conv_rank_param,
+    dropout_param,
+    is_spatial,
+    kaiming,
+    max_norm_param,
+    module_dropout_param,
+    rank_dropout_param,
+    rank_mask,
+    rank_param,
+    rank_stabilized_param,
+    shaped,
+    shrink_factor,
+    tucker_param,
+    up_lr_ratio_param,
+    usual_groups,
+    usual_size,
+)
+from ._spec import Base, Network, Parts, Size
 
 DOWN = "lora_down.weight"
 UP = "lora_up.weight"
 MID = "lora_mid.weight"
+DORA_AXES = ("off", "input", "output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraParams(Params):
     """Size and scale of a LoRA."""
 
-    rank: int = param(
-        16,
-        doc="Width of the bottleneck (network dim). More can hold more detail, and makes a larger file.",
-        minimum=1,
-        maximum=1024,
-        step=1,
+    rank: int = rank_param(16)
+    alpha: float = alpha_param(8.0)
+    dropout: float = dropout_param(
+        "Probability with which each of the rank values is set to zero in training (network dropout)."
     )
-    alpha: float = param(
-        8.0,
-        doc="The weight change is scaled by alpha / rank. A higher alpha acts like a higher learning rate.",
-        minimum=0.001,
-        maximum=4096.0,
-        step=0.5,
-    )
-    dropout: float = param(
-        0.0,
-        doc="Probability with which each of the rank values is set to zero in training (network dropout).",
-        minimum=0.0,
-        maximum=0.95,
-        step=0.05,
+    conv_rank: int = conv_rank_param()
+    conv_alpha: float = conv_alpha_param()
+    dora: str = param(
+        "off",
+        doc="DoRA: also train the length of every weight column. input is read rightly by ComfyUI; output is the "
+        "paper's and LyCORIS' axis, which ComfyUI draws differently.",
+        choices=DORA_AXES,
         advanced=True,
     )
+    rank_stabilized: bool = rank_stabilized_param()
+    tucker: bool = tucker_param()
+    rank_dropout: float = rank_dropout_param("Probability with which whole ranks are left out of a training step.")
+    module_dropout: float = module_dropout_param()
+    max_norm: float = max_norm_param()
+    up_lr_ratio: float = up_lr_ratio_param()
+
+    def __post_init__(self) -> None:
+        """Checks the rules that join several fields."""
+        super().__post_init__()
+        if self.dora != "off" and self.tucker:
+            raise InputError("dora and tucker are both on: a DoRA has two factors; switch one of them off.")
+        if self.dora != "off" and self.max_norm > 0:
+            raise InputError(
+                "dora and max_norm are both on: DoRA trains the length itself; set max_norm to 0 or dora to off."
+            )
 
 
-def init(weight_shape: Sequence[int], *, params: LoraParams, generator: torch.Generator) -> dict[str, Tensor]:
-    """Down: kaiming uniform with a = sqrt(5), as nn.Linear and nn.Conv2d start; up: zeros. So the change starts at 0.
+def init(layer: Layer, *, params: LoraParams, size: Size, generator: torch.Generator) -> dict[str, Tensor]:
+    """Down (and mid): kaiming uniform with a = sqrt(5); up: zeros. So the change starts at 0.
 
     Args:
-        weight_shape: [out, in] or [out, in, kernel, kernel].
-        params: rank is used.
-        generator: CPU generator; decides the values of down alone.
+        layer: of weight [out, in] or [out, in, kernel, kernel].
+        params: tucker and dora are used.
+        size: rank is used.
+        generator: CPU generator; decides the values of down and mid alone.
 
     Returns:
-        `lora_down.weight` [rank, in(, k, k)] and `lora_up.weight` [out, rank(, 1, 1)], fp32.
+        `lora_down.weight` [rank, in(, k, k)] and `lora_up.weight` [out, rank(, 1, 1)], fp32; with tucker
+        `lora_mid.weight` [rank, rank, k, k] and a down of [rank, in, 1, 1]; with dora `dora_scale`.
 
     Source: Hu et al. 2021 (arXiv 2106.09685) section 4.1; initial values as kohya's networks/lora.py.
     """
-    out_features, *in_shape = weight_shape
-    down = torch.empty(params.rank, *in_shape)
-    bound = 1.0 / math.sqrt(down[0].numel())
-    down.uniform_(-bound, bound, generator=generator)
-    up = torch.zeros(out_features, params.rank, *(1 for _ in in_shape[1:]))
-    return {DOWN: down, UP: up}
+    out_features, *in_shape = layer.shape
+    ones = [1] * (len(in_shape) - 1)
+    parts: dict[str, Tensor] = {}
+    if params.tucker and is_spatial(layer.shape):
+        parts[DOWN] = kaiming((size.rank, in_shape[0], *ones), generator)
+        parts[MID] = kaiming((size.rank, size.rank, *in_shape[1:]), generator)
+    else:
+        parts[DOWN] = kaiming((size.rank, *in_shape), generator)
+    parts[UP] = torch.zeros(out_features, size.rank, *ones)
+    if params.dora != "off":
+        axis: _dora.Axis = "output" if params.dora == "output" else "input"
+        norms = _dora.channel_norms(layer.weight.cpu(), axis)
+        parts[_dora.DORA] = norms.reshape(_dora.file_shape(layer.shape, axis)).clone()
+    return parts
 
 
-def forward(x: Tensor, y: Tensor, parts: Parts, *, params: LoraParams, scale: float, op: Op, training: bool) -> Tensor:
-    """Y + scale * up(down(x)); two thin products, the weight change itself is never built.
+def forward(
+    x: Tensor, base: Base, parts: Parts, *, params: LoraParams, scale: float, layer: Layer, training: bool
+) -> Tensor:
+    """base(x) + scale * up(down(x)); thin products, the weight change itself is never built.
+
+    With dora on the input axis both see x * g / ||W + s dW||; on the output axis the sum without bias is multiplied.
 
     Args:
         x: the module's input, [..., in] or [batch, in, height, width].
-        y: the base module's output for x; its dtype decides the dtype of the products.
-        parts: down and up.
-        params: dropout is used.
+        base: the frozen module; its dtype decides the dtype of the products.
+        parts: down and up, mid with Tucker, dora_scale with DoRA.
+        params: the dropouts are used.
         scale: alpha / rank.
-        op: how the base module applies its weight.
+        layer: the frozen layer.
         training: dropout acts only in training.
 
     Returns:
-        A tensor of y's shape and dtype.
+        A tensor of base(x)'s shape and dtype.
     """
-    down, up = parts[DOWN], parts[UP]
-    if down.dtype != y.dtype:
-        down, up = down.to(y.dtype), up.to(y.dtype)
-    if op.kind == "linear":
-        low = F.linear(x, down)
-        if training and params.dropout > 0.0:
-            low = F.dropout(low, params.dropout)
+    if _dora.DORA not in parts:
+        return _add(x, base(x), parts, params=params, scale=scale, layer=layer, training=training)
+    axis = _dora.axis_of(parts[_dora.DORA], layer.shape)
+    norms = _dora.moved_norms(
+        layer.weight, layer.once(f"norms {axis}", lambda weight: _dora.channel_norms(weight, axis)),
+        parts[DOWN], parts[UP], scale=scale, axis=axis,
+    )  # fmt: skip
+    lengths = layer.over_channels(parts[_dora.DORA].flatten() / (norms + torch.finfo(torch.float32).eps))
+    if axis == "input":
+        x = x * lengths.to(x.dtype)
+        return _add(x, base(x), parts, params=params, scale=scale, layer=layer, training=training)
+    y = _add(x, base(x), parts, params=params, scale=scale, layer=layer, training=training)
+    if layer.bias is None:
+        return y * lengths.to(y.dtype)
+    bias = layer.over_channels(layer.bias.to(y.dtype))
+    return (y - bias) * lengths.to(y.dtype) + bias
+
+
+def _add(
+    x: Tensor, y: Tensor, parts: Parts, *, params: LoraParams, scale: float, layer: Layer, training: bool
+) -> Tensor:
+    """Y + scale * up(down(x))."""
+    down, up = cast(y, parts[DOWN], parts[UP])
+    if layer.op.kind == "linear":
+        low = _dropped(F.linear(x, down), params, training=training, channel_axis=-1)
         rows = y.reshape(-1, y.shape[-1])
         return torch.addmm(rows, low.reshape(-1, low.shape[-1]), up.t(), alpha=scale).view(y.shape)
-    low = F.conv2d(x, down, None, op.stride, op.padding, op.dilation)
-    if training and params.dropout > 0.0:
-        low = F.dropout(low, params.dropout)
+    if MID in parts:
+        low = layer.apply(F.conv2d(x, down), *cast(y, parts[MID]))
+    else:
+        low = layer.apply(x, down)
+    low = _dropped(low, params, training=training, channel_axis=1)
     return y + F.conv2d(low * scale, up)
 
 
-def delta(parts: Parts, *, alpha: float | None, weight_shape: Sequence[int] | None) -> Tensor:
+def _dropped(low: Tensor, params: LoraParams, *, training: bool, channel_axis: int) -> Tensor:
+    if not training:
+        return low
+    if params.dropout > 0.0:
+        low = F.dropout(low, params.dropout)
+    if params.rank_dropout > 0.0:
+        low = low * rank_mask(low, params.rank_dropout, channel_axis=channel_axis)
+    return low
+
+
+def delta(
+    parts: Parts, *, alpha: float | None, weight_shape: tuple[int, ...] | None, weight: Tensor | None = None
+) -> Tensor:
     """The full weight change, (alpha / rank) * up down, with LyCORIS' optional Tucker core `lora_mid.weight`.
 
     Args:
-        parts: down [r, in(, k, k)], up [out, r(, 1, 1)], optional mid [r, r, k, k]; any float dtype.
+        parts: down [r, in(, k, k)], up [out, r(, 1, 1)], optional mid [r, r, k, k] and dora_scale; any float dtype.
         alpha: None means a scale of 1, as ComfyUI reads a file without alpha.
         weight_shape: the shape of the result; None keeps the natural one, [out, in(, k, k)].
+        weight: the base weight, which a file with dora_scale needs.
 
     Returns:
         fp32.
@@ -128,27 +205,76 @@ def delta(parts: Parts, *, alpha: float | None, weight_shape: Sequence[int] | No
         change = torch.einsum("op,pqhw,qi->oihw", up_rows, mid, down.reshape(rank, -1))
     else:
         change = (up_rows @ down.reshape(rank, -1)).reshape(up.shape[0], *down.shape[1:])
-    change = change * scale
-    if weight_shape is None or tuple(weight_shape) == tuple(change.shape):
-        return change
-    if math.prod(weight_shape) != change.numel() or weight_shape[0] != change.shape[0]:
-        raise FormatError(
-            f"a LoRA module changes a weight of shape {list(change.shape)}, but the base model has "
-            f"{list(weight_shape)} there; the file was made for another architecture"
-        )
-    return change.reshape(tuple(weight_shape))
+    change = shaped(change * scale, weight_shape, what="LoRA")
+    if _dora.DORA in parts:
+        return _dora.decomposed_change(change, parts[_dora.DORA], _dora.need_weight(weight))
+    return change
+
+
+def rank_of(parts: Parts) -> int:
+    """The rank of a module of a file."""
+    return int(parts[DOWN].shape[0])
+
+
+def natural_shapes(parts: Parts, layer: Layer) -> dict[str, tuple[int, ...]]:
+    """Down and up as this layer has them: some tools write convolutions as matrices."""
+    rank = rank_of(parts)
+    out_features, *in_shape = layer.shape
+    ones = (1,) * (len(in_shape) - 1)
+    down = (rank, in_shape[0], *ones) if MID in parts else (rank, *in_shape)
+    return {DOWN: down, UP: (out_features, rank, *ones)}
+
+
+def unchanged(parts: Parts, *, layer: Layer) -> Tensor:
+    """Whether up (or another factor) is zero and, for a DoRA, no length has moved."""
+    zero = torch.stack([(parts[name].detach() == 0).all() for name in (DOWN, UP, MID) if name in parts]).any()
+    if _dora.DORA not in parts:
+        return zero
+    lengths = parts[_dora.DORA].detach()
+    started = _dora.channel_norms(layer.weight.to(lengths.device), _dora.axis_of(lengths, layer.shape))
+    return zero & torch.isclose(lengths.flatten(), started, rtol=1e-6, atol=0.0).all()
+
+
+def shrink(parts: Parts, *, scale: float, max_norm: float) -> None:
+    """Multiplies the factors alike where the change is longer than max_norm.
+
+    ||up down||^2 = sum of (up^T up) * (down down^T), so the change is not built.
+
+    Source: kohya's networks/lora.py, apply_max_norm_regularization.
+    """
+    down, up = parts[DOWN].detach(), parts[UP].detach()
+    rank = down.shape[0]
+    left, right = up.reshape(-1, rank), down.reshape(rank, -1)
+    if MID in parts:
+        norm = torch.linalg.vector_norm(delta(parts, alpha=None, weight_shape=None)) * scale
+    else:
+        norm = ((left.t() @ left) * (right @ right.t())).sum().clamp_min(0.0).sqrt() * scale
+    factors = [parts[name] for name in (DOWN, UP, MID) if name in parts]
+    share = shrink_factor(norm, max_norm) ** (1.0 / len(factors))
+    for factor in factors:
+        factor.data.mul_(share)
 
 
 NETWORK = Network(
     name="lora",
+    title="LoRA",
     summary="Low-rank change of the linear layers; small, quick to train, read by every tool.",
     source="Hu et al. 2021, arXiv 2106.09685, equation 3; file format of kohya's sd-scripts",
     params=LoraParams,
-    part_names=(DOWN, UP, MID),
-    required_parts=(DOWN, UP),
+    part_names=(DOWN, UP, MID, _dora.DORA),
+    required_parts=((DOWN, UP),),
     init=init,
     forward=forward,
     delta=delta,
-    alpha=lambda params: float(params.alpha),
+    size=usual_size,
     rank=lambda params: int(params.rank),
+    alpha=lambda params: float(params.alpha),
+    rank_of=rank_of,
+    natural_shapes=natural_shapes,
+    unchanged=unchanged,
+    shrink=shrink,
+    groups=usual_groups,
+    up_parts=(UP,),
+    fp32_parts=(_dora.DORA,),
+    module="networks.lora",
 )

@@ -42,9 +42,9 @@ KINDS = {
 }
 """Per kind: folder of the plug-ins, title, menu group."""
 
-SHOWN_NAMES = {"lora": "LoRA", "adamw": "AdamW"}
+SHOWN_NAMES = {"adamw": "AdamW"}
 ALIASES = {
-    "network": ["network", "lora", "rank", "dim", "alpha"],
+    "network": ["network", "lora", "lycoris", "rank", "dim", "alpha"],
     "optimizer": ["optimizer", "learning rate", "lr", "scheduler"],
     "objective": ["objective", "loss", "noise offset"],
 }
@@ -60,7 +60,7 @@ def _choice_node(kind: str, name: str, plugin: Any, title: str, category: str) -
         return (Choice(kind=kind, name=name, params=params_from(plugin.params, values)),)
 
     names = [parameter.name for parameter in plugin.params.parameters()]
-    shown = SHOWN_NAMES.get(name, camel(name))
+    shown = getattr(plugin, "title", None) or SHOWN_NAMES.get(name, camel(name))
     return type(
         f"{camel(kind)}{camel(name)}",
         (),

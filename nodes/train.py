@@ -6,15 +6,17 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.errors import InputError
 from ..core.params import Choice
 from ..dataset.table import Dataset
 from ..families._base import Base
-from ..merger.lora.handle import open_lora
+from ..merger.lora.handle import Lora, open_lora
 from ..networks._spec import get_network
 from ..trainer.config import MODES, Job, TrainParams
 from ..trainer.objectives._spec import find_objective
 from ..trainer.optimizers._spec import find_optimizer
 from ..trainer.run import RunRef
+from ..trainer.starting import StartLora, choice_of_file
 from ..trainer.train import RunResult, continue_run, train_lora
 from ._index import index_if_usable
 from .host import get_host
@@ -75,6 +77,20 @@ def shown_result(result: RunResult, trigger: str) -> dict[str, Any]:
     return {"ui": {"text": [result.report]}, "result": (result.run, lora, result.report)}
 
 
+def start_of(base: Base, lora: Lora) -> StartLora:
+    """The file to begin with.
+
+    Raises:
+        InputError: The LoRA is for another model family.
+    """
+    if lora.family != base.family:
+        raise InputError(
+            f"{lora.name} is a LoRA for {lora.family} and {base.name} is {base.family}: begin with a LoRA that was "
+            "trained for this kind of base."
+        )
+    return StartLora(path=lora.path, name=lora.name, sha256=lora.sha256)
+
+
 class TrainLora:
     """Trains a LoRA."""
 
@@ -105,10 +121,15 @@ class TrainLora:
                 "network": socket("ATELIER_NETWORK", "Kind and size of the adapter; LoRA of rank 16 when left open."),
                 "optimizer": socket("ATELIER_OPTIMIZER", "Optimizer and learning rates; AdamW when left open."),
                 "objective": socket("ATELIER_OBJECTIVE", "What is minimised; the error on the noise when left open."),
-                "blocks": socket("ATELIER_BLOCKS", "Which blocks are trained; all when left open."),
+                "blocks": socket("ATELIER_BLOCKS", "Which modules are trained; all blocks when left open."),
                 "trigger": text(
                     "The word that calls what is learned; noted in the LoRA's handle, captions stay as they are.",
                     advanced=True,
+                ),
+                "start_from": socket(
+                    "ATELIER_LORA",
+                    "A LoRA whose values the training begins with; its modules, ranks and alphas are taken over, its "
+                    "strengths are not. With the network left open, its kind of network too.",
                 ),
                 **train_widgets(later=True),
             },
@@ -124,10 +145,13 @@ class TrainLora:
         objective: Choice | None = None,
         blocks: str | None = None,
         trigger: str = "",
+        start_from: Lora | None = None,
         prompt: Mapping[str, Any] | None = None,
         **values: Any,
     ) -> dict[str, Any]:
         """Put the job together and train."""
+        if network is None and start_from is not None:
+            network = choice_of_file(start_from.path)
         job = Job(
             base=base,
             dataset=dataset,

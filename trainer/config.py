@@ -14,7 +14,8 @@ from ..core.params import Choice, Params, param
 from ..dataset.table import Dataset
 from ..families._base import Base
 from ..families._spec import get_family
-from ..networks._blocks import expand_selection
+from ..networks._targeting import parse_targeting
+from .starting import StartLora
 
 NUMERICS_VERSION = 1
 """Raised when a change to the code changes the numbers of a run; runs of different versions never share a key."""
@@ -242,6 +243,7 @@ class Job:
         objective: which objective, with its settings.
         blocks: which blocks are trained, such as "IN04-07,OUT03-06"; empty is all of them.
         parent: key and step of the run that is continued, "" for a run of its own.
+        start: the LoRA file whose values the adapter begins with, None for fresh ones.
     """
 
     base: Base
@@ -252,6 +254,7 @@ class Job:
     objective: Choice
     blocks: str = ""
     parent: str = ""
+    start: StartLora | None = None
 
     def config(self) -> dict[str, Any]:
         """Returns all settings as plain JSON values."""
@@ -262,6 +265,7 @@ class Job:
             "objective": self.objective.to_json(),
             "blocks": self.blocks,
             "parent": self.parent,
+            **({} if self.start is None else {"start": self.start.sha256}),
         }
 
     def key(self, *, base_hash: str, data_hash: str) -> str:
@@ -270,7 +274,7 @@ class Job:
         config["train"] = _keyed(self.params, "train")
         for kind, choice in (("network", self.network), ("optimizer", self.optimizer), ("objective", self.objective)):
             config[kind] = {**choice.to_json(), "params": _keyed(choice.params, f"{kind} {choice.name}")}
-        config["blocks"] = expand_selection(self.blocks, get_family(self.base.family).blocks)
+        config["blocks"] = parse_targeting(self.blocks, get_family(self.base.family).blocks).canonical()
         said = {"config": config, "base": base_hash, "data": data_hash, "numerics": NUMERICS_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
 
@@ -294,9 +298,15 @@ def _keyed(params: Params, owner: str) -> dict[str, Any]:
 
 
 def normal_blocks(blocks: str) -> str:
-    """Returns how a block choice is shown: upper case, words separated by commas; "" and "ALL" are the same."""
-    words = re.sub(r"\s*-\s*", "-", blocks.upper()).replace(",", " ").replace(";", " ").split()
-    return "" if words == ["ALL"] else ",".join(words)
+    """Returns how a block choice is shown: upper case, words separated by commas; "" and "ALL" are the same.
+
+    Of targets that say more than blocks, the lines are joined by semicolons.
+    """
+    lines = [line.partition("#")[0].strip() for line in re.split(r"\n|\s\|\s", blocks)]
+    plain = " ".join(line for line in lines if not re.search("[:=]", line))
+    words = re.sub(r"\s*-\s*", "-", plain.upper()).replace(",", " ").replace(";", " ").split()
+    shown = "" if words == ["ALL"] else ",".join(words)
+    return "; ".join([*([shown] if shown else []), *(line for line in lines if re.search("[:=]", line))])
 
 
 def differences(params: Params) -> dict[str, Any]:
@@ -337,9 +347,19 @@ def composed_name(job: Job) -> str:
         words.append(job.network.name)
     for params in (job.network.params, job.params, job.optimizer.params, job.objective.params):
         words.extend(_word(name, value) for name, value in differences(params).items() if name not in SILENT_IN_NAME)
-    if normal_blocks(job.blocks):
-        words.append(normal_blocks(job.blocks).replace(",", "+"))
+    words.extend(_blocks_words(job.blocks))
+    if job.start is not None:
+        words.append(f"from-{Path(job.start.name).stem}")
     return "-".join(words)
+
+
+def _blocks_words(blocks: str) -> list[str]:
+    """The blocks with plus signs; of targets that say more, a few digits that tell one text from another."""
+    plain, *more = normal_blocks(blocks).split("; ")
+    if ":" in plain or "=" in plain:
+        plain, more = "", [plain, *more]
+    words = [plain.replace(",", "+")] if plain else []
+    return [*words, f"targets-{hash_of(more)[:4]}"] if more else words
 
 
 def _word(name: str, value: Any) -> str:

@@ -1,6 +1,6 @@
 """Writing a LoRA file, and proving that the file is the adapter that was trained."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 
 from ..core.errors import FormatError, TrainingError
 from ..core.tensors import kohya_hashes, read_tensors, write_tensors
-from ..networks._apply import lora_delta, split_file
+from ..networks._apply import module_change, split_file
 from ..networks._attach import AdapterSet
 from .precision import TORCH_DTYPES
 
@@ -31,6 +31,7 @@ class LoraFileReport:
             live adapter rounded to the file's number format.
         rounding_error: the same against the live adapter in fp32: what the number format costs.
         zero_stems: modules whose weight change is zero (such as text encoder layers behind the clip skip).
+        notes: what is to be known of files of this network.
     """
 
     num_modules: int
@@ -42,6 +43,7 @@ class LoraFileReport:
     max_relative_error: float
     rounding_error: float
     zero_stems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Returns the report in a few lines."""
@@ -55,6 +57,7 @@ class LoraFileReport:
             lines.append(
                 f"Saved as {self.dtype}: {self.asked_dtype} cannot hold values this small without changing the result."
             )
+        lines.extend(self.notes)
         if self.zero_stems:
             lines.append(
                 f"{len(self.zero_stems)} modules were never reached by a gradient and stay zero, "
@@ -64,13 +67,8 @@ class LoraFileReport:
 
 
 def zero_stems(adapter: AdapterSet) -> tuple[str, ...]:
-    """Returns the modules one of whose factors is zero everywhere, so that their weight change is zero."""
-    flags = [
-        torch.stack([(part.detach() == 0).all() for part in adapter.parts_of(stem).values()]).any()
-        for stem in adapter.stems
-    ]
-    zero = torch.stack(flags).tolist()
-    return tuple(stem for stem, is_null in zip(adapter.stems, zero, strict=True) if is_null)
+    """Returns the modules that change nothing."""
+    return adapter.unchanged_stems()
 
 
 def check_finite(adapter: AdapterSet) -> None:
@@ -91,7 +89,7 @@ def untaught_part(adapter: AdapterSet, zero: Collection[str] | None = None) -> s
     """Returns "unet" or "text_encoder" if that part has modules and none of them changes its weight, else None."""
     zero = set(zero_stems(adapter) if zero is None else zero)
     for part, parameters in adapter.parameters_by_part().items():
-        stems = {stem for stem in adapter.stems if _part_of(stem) == part}
+        stems = {stem for stem in adapter.stems if adapter.part_of(stem) == part}
         if parameters and stems and stems <= zero:
             return part
     return None
@@ -110,7 +108,7 @@ def check_learned(adapter: AdapterSet) -> tuple[str, ...]:
     zero = zero_stems(adapter)
     part = untaught_part(adapter, zero)
     if part is not None:
-        count = sum(_part_of(stem) == part for stem in adapter.stems)
+        count = sum(adapter.part_of(stem) == part for stem in adapter.stems)
         raise TrainingError(
             f"All {count} modules of the {part.replace('_', ' ')} are still zero: nothing was learned, so no LoRA was "
             f"saved; check the learning rate lr_{part} and the warm-up, and with fp16 train more than a few steps."
@@ -143,11 +141,11 @@ def save_lora(
     zero = check_learned(adapter)
     asked_dtype = dtype
     tensors = _cast(adapter, dtype)
-    rounding_error = _largest_error(tensors, adapter, rounded_to=None)
+    rounding_error = _rounding_error(tensors, adapter)
     if dtype == "fp16" and not rounding_error <= MAX_RELATIVE_ERROR:
         dtype = "fp32"
         tensors = _cast(adapter, dtype)
-        rounding_error = _largest_error(tensors, adapter, rounded_to=None)
+        rounding_error = _rounding_error(tensors, adapter)
     model_hash, legacy_hash = kohya_hashes(tensors, metadata)
     said = {
         **metadata,
@@ -158,7 +156,7 @@ def save_lora(
     write_tensors(path, tensors, said)
     read = read_tensors(path)
     _check_names(read, adapter, accepted_stems)
-    error = _largest_error(read, adapter, rounded_to=TORCH_DTYPES[dtype])
+    error = _reading_error(read, _cast(adapter, dtype), adapter)
     if not error <= MAX_RELATIVE_ERROR:
         raise TrainingError(
             f"The file {path.name} was read back with a relative error of {error:.2g}, allowed is "
@@ -174,22 +172,32 @@ def save_lora(
         max_relative_error=error,
         rounding_error=rounding_error,
         zero_stems=zero,
+        notes=_notes(adapter),
     )
 
 
-def _part_of(stem: str) -> str:
-    return "text_encoder" if stem.startswith("lora_te") else "unet"
+def _notes(adapter: AdapterSet) -> tuple[str, ...]:
+    if getattr(adapter.choice.params, "dora", "off") == "output":
+        return (
+            "DoRA on the output axis: ComfyUI divides by the norm of the unchanged weight there, so its pictures "
+            "differ a little from the trained ones; the input axis has no such difference.",
+        )
+    return ()
 
 
 def _cast(adapter: AdapterSet, dtype: str) -> dict[str, torch.Tensor]:
+    """Returns the file's tensors; those that carry the base weight's own size stay in fp32."""
+    exact = tuple(f".{name}" for name in adapter.network.fp32_parts)
     return {
-        name: tensor.detach().to(device="cpu", dtype=TORCH_DTYPES[dtype], copy=True).contiguous()
-        for name, tensor in adapter.state().items()
+        name: tensor.to(
+            device="cpu", dtype=torch.float32 if name.endswith(exact) else TORCH_DTYPES[dtype], copy=True
+        ).contiguous()
+        for name, tensor in adapter.file_tensors().items()
     }
 
 
 def _check_names(tensors: Mapping[str, torch.Tensor], adapter: AdapterSet, accepted_stems: Collection[str]) -> None:
-    expected, found = set(adapter.state()), set(tensors)
+    expected, found = set(adapter.file_tensors()), set(tensors)
     if expected != found:
         odd = sorted(expected ^ found)
         raise TrainingError(
@@ -203,22 +211,41 @@ def _check_names(tensors: Mapping[str, torch.Tensor], adapter: AdapterSet, accep
         )
 
 
-def _largest_error(
-    tensors: Mapping[str, torch.Tensor], adapter: AdapterSet, *, rounded_to: torch.dtype | None
-) -> float:
-    """Returns the largest ||dW_tensors - dW_live|| / ||dW_live|| over the modules; 0 where both are zero."""
+def _rounding_error(tensors: Mapping[str, torch.Tensor], adapter: AdapterSet) -> float:
+    """Returns the largest error of a module's change in these tensors against the live adapter in fp32."""
     modules = split_file(tensors)
+    with torch.no_grad():
+        return max(_error(_change(modules[stem], adapter, stem), _live_change(adapter, stem)) for stem in adapter.stems)
+
+
+def _reading_error(read: Mapping[str, torch.Tensor], meant: Mapping[str, torch.Tensor], adapter: AdapterSet) -> float:
+    """Returns the largest error of a module's change in the file that was read back against what was to be written."""
+    read_modules, meant_modules = split_file(read), split_file(meant)
     largest = 0.0
     with torch.no_grad():
         for stem in adapter.stems:
-            live = {name: value.detach().cpu() for name, value in adapter.parts_of(stem).items()}
-            alpha = adapter.network.alpha(adapter.choice.params)
-            if rounded_to is not None:
-                live = {name: value.to(rounded_to) for name, value in live.items()}
-                alpha = float(torch.tensor(alpha, dtype=rounded_to))
-            delta = adapter.network.delta(live, alpha=alpha, weight_shape=None)
-            off = torch.linalg.vector_norm(lora_delta(modules[stem], stem=stem) - delta)
-            length = torch.linalg.vector_norm(delta)
-            error = float(off / length) if float(length) > 0.0 else float("inf") if float(off) > 0.0 else 0.0
-            largest = max(largest, error if error == error else float("inf"))
+            ours, theirs = read_modules[stem], meant_modules[stem]
+            if all(torch.equal(ours[name], part) and ours[name].dtype == part.dtype for name, part in theirs.items()):
+                continue
+            largest = max(largest, _error(_change(ours, adapter, stem), _change(theirs, adapter, stem)))
     return largest
+
+
+def _change(parts: Mapping[str, torch.Tensor], adapter: AdapterSet, stem: str) -> list[torch.Tensor]:
+    """Returns what a file's module changes: the weight and, where it does, the bias."""
+    weight, bias = module_change(parts, weight=adapter.layer_of(stem).weight.cpu(), stem=stem)
+    return [weight] if bias is None else [weight, bias]
+
+
+def _live_change(adapter: AdapterSet, stem: str) -> list[torch.Tensor]:
+    weight = adapter.delta(stem).cpu()
+    bias = adapter.network.bias_delta({name: part.detach().cpu() for name, part in adapter.parts_of(stem).items()})
+    return [weight] if bias is None else [weight, bias]
+
+
+def _error(ours: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    """Returns ||ours - wanted|| / ||wanted|| over weight and bias together; 0 where both are zero."""
+    off = torch.stack([torch.linalg.vector_norm(a - b) for a, b in zip(ours, wanted, strict=True)]).norm()
+    length = torch.stack([torch.linalg.vector_norm(part) for part in wanted]).norm()
+    error = float(off / length) if float(length) > 0.0 else float("inf") if float(off) > 0.0 else 0.0
+    return error if error == error else float("inf")

@@ -11,6 +11,7 @@ from typing import Any
 from ..dataset.batches import effective_repeats
 from ..dataset.captions import split_tags
 from ..dataset.table import Dataset
+from .config import differences, normal_blocks
 from .optimizers._spec import ScheduledParams
 from .plan import Plan
 
@@ -100,7 +101,7 @@ def _run_values(plan: Plan) -> dict[str, Any]:
     values: dict[str, Any] = {
         "ss_base_model_version": checked.family.base_model_version,
         "ss_v2": False,
-        "ss_network_module": f"networks.{checked.network.name}",
+        "ss_network_module": checked.network.module,
         "ss_network_dim": checked.network.rank(job.network.params),
         "ss_network_alpha": checked.network.alpha(job.network.params),
         "ss_network_dropout": dropout or None,
@@ -126,9 +127,43 @@ def _run_values(plan: Plan) -> dict[str, Any]:
         "ss_prior_loss_weight": params.prior_loss_weight,
         "ss_vae_name": None,
     }
-    if job.blocks.strip():
-        values["ss_network_args"] = {"blocks": ",".join(checked.blocks)}
+    arguments = _network_arguments(plan)
+    if arguments:
+        values["ss_network_args"] = arguments
+    max_norm = float(_setting(job.network.params, "max_norm", 0.0))
+    if max_norm > 0.0:
+        values["ss_scale_weight_norms"] = max_norm
     return values
+
+
+ARGUMENT_NAMES: Mapping[str, str] = {
+    "conv_rank": "conv_dim",
+    "tucker": "use_tucker",
+    "rank_stabilized": "rs_lora",
+    "up_lr_ratio": "loraplus_lr_ratio",
+    "dora": "dora_wd",
+}
+"""What kohya's and LyCORIS' network arguments call our settings; the others have one name."""
+
+
+def _network_arguments(plan: Plan) -> dict[str, Any]:
+    """Returns ``ss_network_args``: what differs from the defaults, under the names of kohya and LyCORIS."""
+    checked, job = plan.checked, plan.checked.job
+    found: dict[str, Any] = {"algo": checked.network.algo} if checked.network.algo else {}
+    for name, value in differences(job.network.params).items():
+        if name not in ("rank", "alpha", "dropout", "max_norm"):
+            found[ARGUMENT_NAMES.get(name, name)] = value
+    if found.get("conv_dim"):
+        found["conv_alpha"] = _setting(job.network.params, "conv_alpha", 1.0)
+    if "dora_wd" in found:
+        found["wd_on_output"] = found["dora_wd"] == "output"
+        found["dora_wd"] = True
+    if checked.targeting.is_plain:
+        if job.blocks.strip():
+            found["blocks"] = ",".join(checked.blocks)
+    else:
+        found["targets"] = normal_blocks(job.blocks)
+    return found
 
 
 def _objective_values(params: Any) -> dict[str, Any]:

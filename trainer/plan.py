@@ -8,14 +8,16 @@ from ..core.tensors import read_header
 from ..dataset.batches import effective_repeats, steps_per_epoch
 from ..dataset.buckets import BucketAssignment, BucketRule, assign_buckets
 from ..families._spec import Family, Target, get_family
-from ..networks._attach import AdapterSet
-from ..networks._blocks import TEXT_ENCODER, expand_selection
+from ..networks._attach import AdapterSet, ModuleSettings
+from ..networks._blocks import TEXT_ENCODER
 from ..networks._spec import Network, get_network
-from .config import Job, normal_blocks
+from ..networks._targeting import Targeting, parse_targeting
+from .config import Job, differences, normal_blocks
 from .objectives._spec import Objective, find_objective
 from .optimizers._check import check_optimizer, course_of
 from .optimizers._spec import Optimizer, OptimizerParams, Trained, find_optimizer
 from .schedules._spec import Course, Schedule, find_schedule
+from .starting import check_start
 
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 HEADER_BYTES_PER_TENSOR = 160
@@ -27,6 +29,7 @@ class Checked:
     """A job whose settings fit together, with everything its names stand for.
 
     Attributes:
+        targeting: which modules are trained, and with which settings.
         blocks: the chosen blocks, "TE" among them when the text encoder is trained.
         train_unet: whether any block of the UNet is trained.
         train_text_encoder: whether the text encoder is trained.
@@ -43,6 +46,7 @@ class Checked:
     schedule: Schedule
     course: Course
     objective: Objective
+    targeting: Targeting
     blocks: tuple[str, ...]
     train_unet: bool
     train_text_encoder: bool
@@ -51,20 +55,14 @@ class Checked:
     batches_per_update: float
     warnings: tuple[str, ...]
 
-    def chosen(self, targets: Sequence[Target]) -> list[Target]:
-        """Returns the targets in the chosen blocks.
+    def chosen(self, targets: Sequence[Target]) -> list[tuple[Target, ModuleSettings]]:
+        """Returns the modules that are trained, with the settings they have of their own.
 
         Raises:
-            InputError: no module lies in them.
+            InputError: no module is left.
         """
-        chosen = [target for target in targets if target.block in self.blocks]
-        if not chosen:
-            inhabited = list(dict.fromkeys(target.block for target in targets))
-            raise InputError(
-                f"The blocks {self.job.blocks!r} hold no module that {self.network.name} trains; those that do are "
-                f"{', '.join(inhabited)}."
-            )
-        return chosen
+        wanted = [target for target in targets if target.block in self.blocks]
+        return self.targeting.choose(wanted, self.network, self.job.network.params)
 
 
 def check_job(job: Job) -> Checked:
@@ -86,7 +84,13 @@ def check_job(job: Job) -> Checked:
             f"The objective {objective.name} is for models that predict {objective.prediction_type}, but "
             f"{job.base.name} ({family.title}) predicts {prediction_type}; choose the objective for that."
         )
-    blocks, train_unet, train_text_encoder = _trained_parts(job, family)
+    network = get_network(job.network.name)
+    if not isinstance(job.network.params, network.params):
+        raise InputError(f"The network {network.name!r} was given the settings of something else; wire a network.")
+    targeting = parse_targeting(job.blocks, family.blocks)
+    blocks, train_unet, train_text_encoder = _trained_parts(job, network, targeting)
+    if job.start is not None:
+        check_start(job.start, network)
     trained = Trained(unet=train_unet, text_encoder=train_text_encoder, steps=job.params.steps)
     warnings = [*check_optimizer(optimizer, optimizer_params, trained), *_precision_warnings(job)]
     if optimizer.averages and job.params.ema_decay > 0.0:
@@ -102,12 +106,13 @@ def check_job(job: Job) -> Checked:
     return Checked(
         job=job,
         family=family,
-        network=get_network(job.network.name),
+        network=network,
         optimizer=optimizer,
         optimizer_params=optimizer_params,
         schedule=find_schedule(optimizer_params.schedule),
         course=course_of(optimizer_params, trained),
         objective=objective,
+        targeting=targeting,
         blocks=blocks,
         train_unet=train_unet,
         train_text_encoder=train_text_encoder,
@@ -147,11 +152,10 @@ def bucket_rule(job: Job) -> BucketRule:
     )
 
 
-def _trained_parts(job: Job, family: Family) -> tuple[tuple[str, ...], bool, bool]:
-    every = expand_selection(job.blocks, family.blocks)
-    blocks = tuple(
-        block for block in every if (job.params.train_text_encoder if block == TEXT_ENCODER else job.params.train_unet)
-    )
+def _trained_parts(job: Job, network: Network, targeting: Targeting) -> tuple[tuple[str, ...], bool, bool]:
+    has_unet, has_text = targeting.parts(network, job.network.params)
+    trained = {True: job.params.train_text_encoder and has_text, False: job.params.train_unet and has_unet}
+    blocks = tuple(block for block in targeting.blocks if trained[block == TEXT_ENCODER])
     if not blocks:
         raise InputError(
             f"The blocks {job.blocks!r} lie in a part that is not trained: switch train_unet or train_text_encoder on, "
@@ -212,6 +216,9 @@ class Plan:
         num_modules: adapted modules by part.
         num_parameters: trained numbers by part.
         num_kept: checkpoints that will lie on disk at the end, the last one included.
+        file_numbers: numbers in a LoRA file.
+        file_tensors: tensors in a LoRA file.
+        sizes: the ranks of the modules in words, "" for networks without one.
     """
 
     checked: Checked
@@ -222,6 +229,9 @@ class Plan:
     num_modules: dict[str, int]
     num_parameters: dict[str, int]
     num_kept: int
+    file_numbers: int
+    file_tensors: int
+    sizes: str
 
     @property
     def epochs(self) -> float:
@@ -236,7 +246,10 @@ class Plan:
     @property
     def file_bytes(self) -> int:
         """Size of one LoRA file."""
-        return self._tensor_bytes(DTYPE_BYTES[self.checked.job.params.save_dtype])
+        return (
+            self.file_numbers * DTYPE_BYTES[self.checked.job.params.save_dtype]
+            + self.file_tensors * HEADER_BYTES_PER_TENSOR
+        )
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -250,8 +263,8 @@ class Plan:
         return self.checkpoint_bytes * (self.num_kept + 2) + self.checked.job.params.steps * 120
 
     def _tensor_bytes(self, bytes_per_number: int) -> int:
-        num_tensors = 3 * sum(self.num_modules.values())
-        return sum(self.num_parameters.values()) * bytes_per_number + num_tensors * HEADER_BYTES_PER_TENSOR
+        numbers = max(self.file_numbers, sum(self.num_parameters.values()))
+        return numbers * bytes_per_number + self.file_tensors * HEADER_BYTES_PER_TENSOR
 
     def text(self) -> str:
         """Returns the plan in a few lines."""
@@ -299,8 +312,12 @@ class Plan:
             else:
                 words.append(f"{title} not")
         network = self.checked.job.network
-        settings = ", ".join(f"{name} {value}" for name, value in network.params.to_json().items())
-        return f"{'; '.join(words)} ({network.name}: {settings})"
+        given = {name: value for name, value in network.params.to_json().items() if name in ("rank", "alpha")}
+        settings = ", ".join(f"{name} {value}" for name, value in {**given, **differences(network.params)}.items())
+        start = self.checked.job.start
+        begun = f"; begins as {start.name}" if start is not None else ""
+        sizes = f"; ranks {self.sizes}" if self.sizes else ""
+        return f"{'; '.join(words)} ({network.name}{': ' if settings else ''}{settings}{sizes}{begun})"
 
     def _rates_text(self) -> str:
         params, words = self.checked.optimizer_params, []
@@ -315,6 +332,7 @@ def make_plan(checked: Checked, adapter: AdapterSet, targets: Sequence[Target]) 
     """Returns the plan of a checked job, from the adapter on the loaded model's chosen targets."""
     job = checked.job
     repeats, is_reg = effective_repeats(job.dataset), job.dataset.is_reg
+    tensors = adapter.file_tensors()
     modules: dict[str, int] = {}
     for target in targets:
         modules[target.part] = modules.get(target.part, 0) + 1
@@ -331,7 +349,24 @@ def make_plan(checked: Checked, adapter: AdapterSet, targets: Sequence[Target]) 
         num_modules=modules,
         num_parameters=parameters,
         num_kept=_num_kept(checked),
+        file_numbers=sum(tensor.numel() for tensor in tensors.values()),
+        file_tensors=len(tensors),
+        sizes=_sizes_text(adapter),
     )
+
+
+def _sizes_text(adapter: AdapterSet) -> str:
+    """The ranks by number of modules, such as "8 (192 modules), 4 (66)"; "" where all are the network's own."""
+    counts: dict[int, int] = {}
+    for stem in adapter.stems:
+        rank = adapter.size_of(stem).rank
+        counts[rank] = counts.get(rank, 0) + 1
+    if adapter.network.rank(adapter.choice.params) is None or set(counts) == {
+        adapter.network.rank(adapter.choice.params)
+    }:
+        return ""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{rank} ({count} modules)" for rank, count in ordered[:4])
 
 
 def _num_kept(checked: Checked) -> int:

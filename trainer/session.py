@@ -17,6 +17,7 @@ from ..core.progress import Progress
 from ..dataset.captions import caption_for, captions_vary
 from ..families._checkpointing import recompute_activations
 from ..families._spec import Components
+from ..families._targets import every_target
 from ..networks._attach import AdapterSet
 from .average import MovingAverage
 from .caches import LatentCache
@@ -29,6 +30,7 @@ from .plan import Checked, Plan, make_plan, saves_at
 from .precision import TORCH_DTYPES, OutOfMemory, Precision
 from .recorder import RunRecorder, standing_of
 from .run import RunFolder, RunRef, open_run
+from .starting import started
 from .weights import AdapterWeights
 
 log = logging.getLogger("lora_atelier")
@@ -143,12 +145,20 @@ def train_held(
         loaded.components = family.load(
             job.base.path, parts=("unet", "text_encoder"), dtype=precision.weights_dtype, progress=progress
         )
-        targets = checked.chosen(
-            family.targets(loaded.components, unet=checked.train_unet, text_encoder=checked.train_text_encoder)
+        chosen = checked.chosen(
+            every_target(family, loaded.components, unet=checked.train_unet, text_encoder=checked.train_text_encoder)
         )
+        if job.start is not None:
+            chosen = started(job.start, family, loaded.components, chosen)
+        targets = [target for target, _ in chosen]
         loaded.adapter = AdapterSet.attach(
-            targets, job.network, seed=job.params.seed, dtype=TORCH_DTYPES[job.params.trained_dtype]
+            targets,
+            job.network,
+            seed=job.params.seed,
+            dtype=TORCH_DTYPES[job.params.trained_dtype],
+            settings={target.stem: settings for target, settings in chosen},
         )
+        del chosen
 
         # the plan, and room for it
         plan = make_plan(checked, loaded.adapter, targets)
@@ -223,6 +233,7 @@ def train_held(
             precision=precision,
             device=device,
             average=average,
+            after_update=loaded.adapter.limit_norms if loaded.adapter.limits_norms else None,
         )
         run.write_status("running", step=step, total_steps=total_steps, seconds=begun.seconds)
         step = train(learner, _route(checked, begun), recorder, progress)
@@ -369,10 +380,15 @@ def _build_optimizer(checked: Checked, adapter: AdapterSet, weights: AdapterWeig
     """Returns the optimizer over the adapter's groups; those with a factor of 0 are frozen and left out."""
     rates = {"unet": checked.optimizer_params.lr_unet, "text_encoder": checked.optimizer_params.lr_text_encoder}
     groups = [
-        ParamGroup(name=part, lr=rates[part], parameters=weights.worked_on(parameters))
-        for part, parameters in adapter.parameters_by_part().items()
-        if parameters
+        ParamGroup(
+            name=group.name, lr=rates[group.part] * group.lr_factor, parameters=weights.worked_on(group.parameters)
+        )
+        for group in adapter.param_groups()
+        if group.lr_factor > 0.0
     ]
+    for group in adapter.param_groups():
+        for parameter in group.parameters:
+            parameter.requires_grad_(group.lr_factor > 0.0)
     return checked.optimizer.build(groups, checked.optimizer_params)
 
 

@@ -19,7 +19,7 @@ MAX_STRENGTH = 100.0
 _PART = re.compile(
     r"[._](?:lora_(?:down|up|mid)(?:\.weight)?|lora_[AB](?:\.default)?\.weight|lora(?:\.|_linear_layer\.)(?:down|up)\.weight"
     r"|alpha|dora_scale|hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)|lokr_(?:w1|w2|w1_a|w1_b|w2_a|w2_b|t1|t2)"
-    r"|oft_blocks|oft_diag|a1|a2|b1|b2|diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)$"
+    r"|oft_blocks|oft_diag|rescale|on_input|a1|a2|b1|b2|diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)$"
 )
 """End of a tensor's name that makes it part of a LoRA-like network: kohya, diffusers, peft and LyCORIS names."""
 

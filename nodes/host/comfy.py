@@ -394,12 +394,20 @@ def _apply_by_stem(
         lora = comfy.lora_convert.convert_lora(lora)
     loaded = comfy.lora.load_lora(lora, key_map)
     new_model, new_clip = model.clone(), None if clip is None else clip.clone()
-    for factor in sorted({factors.get(_patch_name(key), 1.0) for key in loaded} - {0.0}):
-        patches = {key: patch for key, patch in loaded.items() if factors.get(_patch_name(key), 1.0) == factor}
+    factor_of = {key: _factor(_patch_name(key), factors) for key in loaded}
+    for factor in sorted(set(factor_of.values()) - {0.0}):
+        patches = {key: patch for key, patch in loaded.items() if factor_of[key] == factor}
         new_model.add_patches(patches, strength_model * factor)
         if new_clip is not None:
             new_clip.add_patches(patches, strength_clip * factor)
     return new_model, new_clip
+
+
+def _factor(name: str, factors: Mapping[str, float]) -> float:
+    """The factor of a patched weight; a bias (of full and norm training) has that of its weight."""
+    if name not in factors and name.endswith(".bias"):
+        name = f"{name[: -len('bias')]}weight"
+    return factors.get(name, 1.0)
 
 
 def _patch_name(key: Any) -> str:

@@ -21,7 +21,7 @@ from torch import nn
 from ...core.errors import InputError
 from ...families._clip import inner_text_model
 from ...families._spec import Variant
-from ...networks._apply import lora_delta, split_file
+from ...networks._apply import effective_strength, module_change, split_file
 
 if TYPE_CHECKING:
     from ...families._spec import Components, Family
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _MAX_KEPT_BYTES = 2 * 2**30
+_Place = tuple[nn.Module, str]
+"""A layer, and "weight" or "bias"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +54,13 @@ class PatchedModule:
     def __init__(self, module: nn.Module, stems: Mapping[str, nn.Module]) -> None:
         self.module = module
         self.stems = dict(stems)
-        self._base: dict[nn.Module, nn.Parameter] = {layer: layer.weight for layer in self.stems.values()}
-        self._kept: OrderedDict[tuple[str, ...], dict[nn.Module, nn.Parameter]] = OrderedDict()
+        self._base: dict[_Place, nn.Parameter] = {
+            (layer, name): parameter
+            for layer in self.stems.values()
+            for name, parameter in layer.named_parameters(recurse=False)
+            if name in ("weight", "bias")
+        }
+        self._kept: OrderedDict[tuple[str, ...], dict[_Place, nn.Parameter]] = OrderedDict()
         self._active: tuple[str, ...] = ()
 
     def activate(self, patches: tuple[Patch, ...]) -> nn.Module:
@@ -61,10 +68,10 @@ class PatchedModule:
         key = tuple(patch.key for patch in patches)
         if key != self._active:
             weights = self._kept.get(key) or self._build(patches)
-            for layer in self._kept.get(self._active, {}):
-                layer._parameters["weight"] = self._base[layer]
-            for layer, weight in weights.items():
-                layer._parameters["weight"] = weight
+            for layer, name in self._kept.get(self._active, {}):
+                layer._parameters[name] = self._base[layer, name]
+            for (layer, name), weight in weights.items():
+                layer._parameters[name] = weight
             if key:
                 self._kept[key] = weights
                 self._kept.move_to_end(key)
@@ -72,8 +79,12 @@ class PatchedModule:
             self._forget()
         return self.module
 
-    def _build(self, patches: tuple[Patch, ...]) -> dict[nn.Module, nn.Parameter]:
-        sums: dict[nn.Module, torch.Tensor] = {}
+    def _build(self, patches: tuple[Patch, ...]) -> dict[_Place, nn.Parameter]:
+        sums: dict[_Place, torch.Tensor] = {}
+
+        def current(place: _Place) -> torch.Tensor:
+            return sums[place] if place in sums else self._base[place].detach().to(torch.float32)
+
         # Not inference tensors: the network outlives the inference mode it is used in.
         with torch.inference_mode(False), torch.no_grad():
             for patch in patches:
@@ -81,14 +92,16 @@ class PatchedModule:
                     if stem not in self.stems:  # another encoder's
                         continue
                     layer = self.stems[stem]
-                    weight = self._base[layer]
-                    delta = lora_delta(_plain(patch.modules[stem]), stem=stem, weight_shape=tuple(weight.shape))
-                    total = sums.get(layer)
-                    start = weight.detach().to(torch.float32) if total is None else total
-                    sums[layer] = torch.add(start, delta.to(weight.device), alpha=strength)
+                    weight = current((layer, "weight"))
+                    parts = {name: part.to(weight.device) for name, part in _plain(patch.modules[stem]).items()}
+                    change, bias = module_change(parts, weight=weight, stem=stem)
+                    factor = effective_strength(parts, strength, stem=stem)
+                    sums[layer, "weight"] = torch.add(weight, change, alpha=factor)
+                    if bias is not None and (layer, "bias") in self._base:
+                        sums[layer, "bias"] = torch.add(current((layer, "bias")), bias, alpha=factor)
             return {
-                layer: nn.Parameter(total.to(self._base[layer].dtype), requires_grad=False)
-                for layer, total in sums.items()
+                place: nn.Parameter(total.to(self._base[place].dtype), requires_grad=False)
+                for place, total in sums.items()
             }
 
     def _forget(self) -> None:

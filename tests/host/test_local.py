@@ -142,7 +142,7 @@ def test_sets_are_built_once_and_swapped(loaded, monkeypatch):
     keep = weights(both.unet())
     one.unet()
     two.unet()
-    monkeypatch.setattr("lora_atelier.nodes.host.local_models.lora_delta", None)
+    monkeypatch.setattr("lora_atelier.nodes.host.local_models.module_change", None)
     for patched in (one, model, two, both):
         patched.unet()
     same, _ = apply(host, model, clip, random_lora(model, 1))

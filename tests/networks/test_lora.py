@@ -9,6 +9,8 @@ from lora_atelier.core.errors import FormatError, InputError
 from lora_atelier.core.params import Choice
 from lora_atelier.families._spec import Target
 from lora_atelier.networks._attach import AdapterSet
+from lora_atelier.networks._layer import Layer, op_of
+from lora_atelier.networks._spec import Size
 from lora_atelier.networks.lora import DOWN, MID, NETWORK, UP, LoraParams, delta, init
 
 MODULES = {
@@ -73,7 +75,9 @@ def test_gradients_equal_those_of_the_plain_formula(name: str) -> None:
 def test_starting_values_are_kohyas() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((40, 24), (40, 24, 1, 1), (40, 24, 3, 3)):
-        parts = init(shape, params=LoraParams(rank=64), generator=generator)
+        module = nn.Linear(24, 40) if len(shape) == 2 else nn.Conv2d(24, 40, shape[2])
+        layer = Layer(op=op_of(module), module=module)
+        parts = init(layer, params=LoraParams(), size=Size(rank=64, alpha=8.0), generator=generator)
         reference = torch.empty(64, *shape[1:])
         nn.init.kaiming_uniform_(reference, a=math.sqrt(5))
         bound = float(reference.abs().max())
@@ -167,4 +171,4 @@ def test_forward_and_delta_equal_lycoris(name: str, tucker: bool) -> None:
 
 def test_the_spec_says_where_it_comes_from() -> None:
     assert "2106.09685" in NETWORK.source
-    assert NETWORK.scale(LoraParams(rank=16, alpha=8.0)) == 0.5
+    assert NETWORK.size(LoraParams(rank=16, alpha=8.0), (4, 4)).scale == 0.5
