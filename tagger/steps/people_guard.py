@@ -10,6 +10,7 @@ from ...dataset.columns import TagColumn
 from ...dataset.diff import RuleCount
 from ...dataset.normal import normals
 from ...dataset.table import Dataset
+from ...dataset.words import counted
 from ._lists import tag_list
 from ._people import count_of, people_mask, people_per_row
 from ._spec import Outcome, Step, StepContext, outcome
