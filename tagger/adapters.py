@@ -78,6 +78,18 @@ def find_files(path: Path, shape: tuple[int | None, ...], graph: Path, *, adapte
     return _chosen(graph, shape, known)
 
 
+def check_table(graph: Path, *, adapter: str = AUTO) -> None:
+    """Says what is missing before a graph of a gigabyte is loaded for nothing.
+
+    Raises:
+        StorageError: No tag table lies beside the graph; the message says which file goes where.
+    """
+    if adapter != AUTO or any(path.is_file() for path in (graph.parent / DESCRIPTION_FILE, graph.with_suffix(".json"))):
+        return
+    if all(_table_or_none(graph, spec) is None for spec in adapters().values()):
+        raise StorageError(f"The tag table of {graph.name} is not in {graph.parent}; {files_wanted(graph.parent)}")
+
+
 def files_wanted(folder: Path | str, name: str = "") -> str:
     """Which files go into a tagger's folder, as the end of a message.
 

@@ -17,7 +17,7 @@ from ..core.files import known_sha256
 from ..core.onnx import OnnxSession, OnnxValue, open_session
 from ..core.progress import Progress, SilentProgress
 from ..dataset.images import load_image
-from .adapters import AUTO, find_files, find_graph, layouts_of
+from .adapters import AUTO, check_table, find_files, find_graph, layouts_of
 from .picking import PickParams, Tag, pick_rows, tags_of, tags_text
 from .prepare import PREPARE_VERSION, prepare
 from .scores import Vocabulary, joined, sparse_of
@@ -291,6 +291,7 @@ def open_tagger(path: Path, *, adapter: str = AUTO, threads: int | None = None) 
         *(fact for file in beside for fact in (file.name, *_stamp(file))),
     )
     if key not in _OPEN:
+        check_table(graph, adapter=adapter)
         _OPEN.clear()  # one model at a time: a large tagger holds more than a gigabyte
         session = open_session(graph, threads=threads)
         files = find_files(path, session.inputs[0].shape, graph, adapter=adapter)

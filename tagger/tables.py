@@ -21,6 +21,8 @@ CATEGORY_WORDS = frozenset(
 )
 """Category words that tables use in place of numbers."""
 _RATING_PREFIX = "rating:"
+_RATING_LETTERS = {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"}
+"""Danbooru's letters, as PixAI writes them after the prefix."""
 _THRESHOLD_COLUMNS = ("best_threshold", "threshold")
 
 
@@ -58,7 +60,9 @@ def read_tags(path: Path, spec: TaggerSpec) -> TagTable:
     if not table.names:
         raise FormatError(f"{path.name} holds no tag; fetch the file again as it was published.")
     beside = path.parent / THRESHOLDS_FILE
-    return replace(table, thresholds=_category_thresholds(beside, spec)) if beside.is_file() else table
+    if not beside.is_file():
+        return table
+    return replace(table, thresholds={**table.thresholds, **_category_thresholds(beside, spec)})
 
 
 def in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -188,7 +192,10 @@ def _from_split(data: Mapping[str, Any], path: Path, spec: TaggerSpec) -> TagTab
             raise FormatError(f"tags_split of {path.name} gives {word} the places {first} to {end} of {len(names)}.")
         categories[first:end] = [_word(word, spec)] * (end - first)
         start = end
-    return TagTable(names=tuple(_without_prefix(str(name)) for name in names), categories=tuple(categories))
+    best = data.get("category_best_threshold", {})
+    limits = {_word(word, spec): _number(str(value), path) for word, value in best.items()}
+    plain = tuple(_without_prefix(str(name)) for name in names)
+    return TagTable(names=plain, categories=tuple(categories), thresholds=limits)
 
 
 def _in_order(data: Any, path: Path) -> list[Any]:
@@ -221,7 +228,8 @@ def _from_lines(path: Path, spec: TaggerSpec) -> TagTable:
 
 
 def _without_prefix(name: str) -> str:
-    return name.removeprefix(_RATING_PREFIX)
+    plain = name.removeprefix(_RATING_PREFIX)
+    return plain if plain == name else _RATING_LETTERS.get(plain, plain)
 
 
 def _lines(path: Path) -> list[str]:

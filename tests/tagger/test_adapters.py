@@ -51,8 +51,11 @@ def pixai_v09(folder):
 def pixai_v10(folder):
     place = write_tagger(folder / "pixai-tagger-v1.0", table=False, channels="RGB", output="logits", **HALF)
     order = sorted(range(len(NAMES)), key=lambda n: n)
-    names = [f"rating:{NAMES[n]}" if n < 4 else NAMES[n] for n in order]
-    write_json(place / "config.json", {"tags": names, "tags_split": {"rating": 4, "general": 7, "style": 6}})
+    names = [f"rating:{NAMES[n][0]}" if n < 4 else NAMES[n] for n in order]
+    parts = [["rating", 4], ["general", 7], ["style", 6]]
+    write_json(
+        place / "config.json", {"tags": names, "tags_split": parts, "category_best_threshold": {"general": 0.25}}
+    )
     return place
 
 
@@ -202,6 +205,8 @@ def test_camie_is_read_from_its_refined_head(tmp_path):
 
 def test_thresholds_beside_the_table_and_in_it_go_before_the_published_ones(tmp_path):
     assert open_tagger(pixai_v09(tmp_path)).thresholds == {"general": 0.3, "character": 0.75}
+    told = open_tagger(pixai_v10(tmp_path)).thresholds
+    assert (told["general"], told["artist"]) == (0.25, 0.15)
     folder = write_tagger(tmp_path / "own")
     lines = [f'{n},"{name.replace(chr(34), chr(34) * 2)}",{kind},0.9999' for n, (name, kind) in enumerate(ROWS)]
     (folder / "selected_tags.csv").write_text("id,name,category,best_threshold\n" + "\n".join(lines), encoding="utf-8")
