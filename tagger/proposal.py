@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from ..core.errors import InputError
 from ..core.params import Params, param
-from ..dataset.columns import TagColumn
 from ..dataset.normal import normal
 from ..dataset.table import Dataset
 from ..dataset.words import counted, printable
@@ -18,7 +17,7 @@ from .steps._lists import tag_list
 from .steps._match import Matcher, entries
 from .steps._people import people_mask
 from .steps._spec import Step, steps
-from .steps._vectors import TRIGGER
+from .steps._vectors import TRIGGER, fixed_mask
 from .steps.prune_traits import PruneTraitsParams, is_trait
 
 REMOVE, KEEP = "remove", "keep"
@@ -130,7 +129,7 @@ def propose(dataset: Dataset, params: PresetParams) -> Proposal:
     prune = _prune_params(preset, params)
     classes = classes_of(dataset, params.class_by, skip_reg=True)
     table = core_table(dataset, classes, core_share=params.core_share)
-    judge = _Judge(dataset.tags, preset, params, prune)
+    judge = _Judge(dataset, preset, params, prune)
     rows = []
     for row in table:
         verdict, reason = judge.verdict(row)
@@ -208,8 +207,9 @@ def _joined(*lists: str) -> str:
 class _Judge:
     """Says of each tag whether it goes, and why; the same rules as the step ``prune_traits``."""
 
-    def __init__(self, tags: TagColumn, preset: ConceptPreset, params: PresetParams, prune: PruneTraitsParams) -> None:
+    def __init__(self, dataset: Dataset, preset: ConceptPreset, params: PresetParams, prune: PruneTraitsParams) -> None:
         self._prune = prune
+        tags = dataset.tags
         matcher = Matcher(tags)
         flips_keep = entries(params.keep, what="keep")
         flips_remove = entries(params.remove, what="remove")
@@ -223,6 +223,8 @@ class _Judge:
         self._kept_by_preset = matcher.mask(entries(preset.keep, what="preset"))
         self._trigger = tags.categories == TRIGGER
         self._people = people_mask(tags.vocabulary)
+        fixed = np.bincount(tags.ids[fixed_mask(dataset)], minlength=len(tags.vocabulary))
+        self._front = (fixed > 0) & (fixed == tags.counts())
         self.unmatched = (*matcher.unmatched(flips_keep), *matcher.unmatched(flips_remove))
 
     def verdict(self, row: CoreTag) -> tuple[str, str]:
@@ -240,6 +242,8 @@ class _Judge:
                 return REMOVE, reason
         if self._people[place]:
             return KEEP, "count of people"
+        if self._front[place]:
+            return KEEP, "kept at the front of captions"
         if is_trait(row, self._prune) and row.trait is not None:
             return REMOVE, f"trait ({row.trait.kind})"
         if row.trait is not None and self._prune.mode != "none":

@@ -17,7 +17,7 @@ from ._lists import groups
 from ._match import Matcher
 from ._people import people_per_row
 from ._spec import Outcome, Step, StepContext, outcome
-from ._vectors import drop_occurrences, positions, rows_of
+from ._vectors import drop_occurrences, fixed_mask, positions, rows_of
 
 DEFAULT_GROUPS = """\
 hair length: very short hair, short hair, medium hair, long hair, very long hair, absurdly long hair
@@ -72,6 +72,7 @@ def apply(dataset: Dataset, params: ExclusiveParams, context: StepContext) -> Ou
         skipped = int(np.count_nonzero(~alone[np.unique(rows)]))
         place, rows = place[alone[rows]], rows[alone[rows]]
     drop, without_score = _losers(tags, place, rows, group_of, rank_of, params.arbiter)
+    drop &= ~fixed_mask(dataset)
     names = list(wanted)
     result, rules = drop_occurrences(tags, drop, group_of[tags.ids], names)
     notes = _notes(skipped, without_score, params.arbiter)

@@ -22,7 +22,7 @@ from ._lists import Pair, check_no_circle, pairs
 from ._match import Matcher, entries, file_summary
 from ._people import is_people_tag
 from ._spec import Outcome, Step, StepContext, outcome
-from ._vectors import RULE_SOURCE, captions_and_tags, drop_occurrences, rows_of
+from ._vectors import RULE_SOURCE, captions_and_tags, drop_occurrences, fixed_mask, rows_of
 
 MAX_IMPLIED = 1_000_000
 
@@ -70,7 +70,7 @@ def apply(dataset: Dataset, params: ImplicationParams, context: StepContext) -> 
         kept = matcher.mask(spared)
         general_of = {special: [one for one in ones if not kept[one]] for special, ones in general_of.items()}
         unmatched += matcher.unmatched(spared)
-    result, rules = _drop(tags, general_of)
+    result, rules = _drop(tags, general_of, fixed_mask(dataset))
     return outcome(dataset, result, STEP.name, params, rules, unmatched)
 
 
@@ -125,7 +125,9 @@ def _generals_in_use(
     return found
 
 
-def _drop(tags: TagColumn, general_of: Mapping[int, list[int]]) -> tuple[TagColumn, tuple[RuleCount, ...]]:
+def _drop(
+    tags: TagColumn, general_of: Mapping[int, list[int]], fixed: NDArray[np.bool_]
+) -> tuple[TagColumn, tuple[RuleCount, ...]]:
     rows, generals = _implied_occurrences(tags, general_of)
     size = max(len(tags.vocabulary), 1)
     wanted = np.unique(rows * size + generals)
@@ -135,6 +137,7 @@ def _drop(tags: TagColumn, general_of: Mapping[int, list[int]]) -> tuple[TagColu
     keys = rows_of(tags, places) * size + tags.ids[places]
     drop = np.zeros(len(tags.ids), dtype=bool)
     drop[places[np.isin(keys, wanted, assume_unique=False)]] = True
+    drop &= ~fixed
     listed = np.unique(tags.ids[drop])
     rule_of_tag = np.full(size, -1, dtype=np.int32)
     rule_of_tag[listed] = np.arange(len(listed), dtype=np.int32)

@@ -16,7 +16,7 @@ from ._general import last_word_generals
 from ._match import Entry, Matcher, entries
 from ._people import people_mask
 from ._spec import Outcome, Step, StepContext, outcome
-from ._vectors import TRIGGER, drop_by_rule, images_per_tag
+from ._vectors import drop_by_rule, fixed_mask, images_per_tag
 
 _MAX_ROUNDS = 16
 
@@ -40,12 +40,13 @@ def apply(dataset: Dataset, params: MinFrequencyParams, context: StepContext) ->
     """Replaces, then drops; counts are of pictures, over the whole data set."""
     least = max(params.min_images, math.ceil(params.min_share * len(dataset)))
     spared = entries(params.keep, what="keep")
-    unmatched = Matcher(dataset.tags).unmatched(spared)
     tags = dataset.tags
+    unmatched = Matcher(tags).unmatched(spared)
+    kept = frozenset(tags.vocabulary[place] for place in np.unique(tags.ids[fixed_mask(dataset)]).tolist())
     rules: list[RuleCount] = []
     if params.use_parent:
-        tags, rules = _with_parents(tags, least, spared)
-    rare = _rare(tags, least, spared)
+        tags, rules = _with_parents(tags, least, spared, kept)
+    rare = _rare(tags, least, spared, kept)
     names = ["tags on too few pictures"]
     result, dropped = drop_by_rule(tags, np.where(rare, 0, -1).astype(np.int32), names)
     note = _names(tags, rare)
@@ -56,23 +57,25 @@ def apply(dataset: Dataset, params: MinFrequencyParams, context: StepContext) ->
     return outcome(dataset, result, STEP.name, params, rules, unmatched)
 
 
-def _rare(tags: TagColumn, least: int, spared: tuple[Entry, ...]) -> NDArray[np.bool_]:
+def _rare(tags: TagColumn, least: int, spared: tuple[Entry, ...], kept: frozenset[str]) -> NDArray[np.bool_]:
     counts = images_per_tag(tags)
     rare: NDArray[np.bool_] = (counts > 0) & (counts < least)
-    rare &= tags.categories != TRIGGER
+    rare &= np.array([tag not in kept for tag in tags.vocabulary], dtype=bool)
     rare &= ~people_mask(tags.vocabulary)
     if spared:
         rare &= ~Matcher(tags).mask(spared)
     return rare
 
 
-def _with_parents(tags: TagColumn, least: int, spared: tuple[Entry, ...]) -> tuple[TagColumn, list[RuleCount]]:
+def _with_parents(
+    tags: TagColumn, least: int, spared: tuple[Entry, ...], kept: frozenset[str]
+) -> tuple[TagColumn, list[RuleCount]]:
     """Each round makes rare tags one step more general; a general tag that stays rare goes on in the next."""
     replaced = 0
     kinds = 0
     before = tags
     for _ in range(_MAX_ROUNDS):
-        rare = np.flatnonzero(_rare(tags, least, spared))
+        rare = np.flatnonzero(_rare(tags, least, spared, kept))
         counts = tags.counts()
         names = normals(tags.vocabulary)
         places = places_by_normal(tags.vocabulary)

@@ -12,7 +12,7 @@ from ._core import CLASS_CHOICES, Classes, CoreTag, classes_of, core_table
 from ._match import Matcher, entries
 from ._people import people_mask
 from ._spec import Outcome, Step, StepContext, outcome
-from ._vectors import TRIGGER, drop_occurrences
+from ._vectors import TRIGGER, drop_occurrences, fixed_mask
 
 MODES = ("none", "minimal", "character", "character_core")
 MAX_RULES = 200
@@ -55,6 +55,8 @@ def apply(dataset: Dataset, params: PruneTraitsParams, context: StepContext) -> 
         if not keep[row.tag_id] and (remove[row.tag_id] or is_trait(row, params))
     }
     drop = _occurrences(dataset, classes, doomed)
+    if len(drop):
+        drop &= ~fixed_mask(dataset) | remove[tags.ids]
     listed = np.unique(tags.ids[drop])
     rule_of_tag = np.full(max(len(tags.vocabulary), 1), -1, dtype=np.int32)
     rule_of_tag[listed] = np.arange(len(listed), dtype=np.int32)

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,11 +122,11 @@ def _from_file(
             raise FormatError(
                 f"{what}, line {number}: expected  file name,score[,rating], found {','.join(cells)[:60]!r}"
             )
-        by_name[cells[0].casefold()] = float(cells[1]), cells[2].casefold() if len(cells) > 2 else ""
+        by_name[_file_key(cells[0])] = float(cells[1]), cells[2].casefold() if len(cells) > 2 else ""
     kinds: dict[str, int] = {}
     used = set()
     for place, name in enumerate(dataset.names):
-        for key in (name.casefold(), name.rpartition("/")[2].casefold()):
+        for key in (_file_key(name), _file_key(name.rpartition("/")[2])):
             if key in by_name:
                 used.add(key)
                 scores[place] = by_name[key][0]
@@ -135,6 +136,11 @@ def _from_file(
     missing = [name for name in by_name if name not in used]
     sentences = tuple(f"entry {name!r} matched 0 images" for name in missing[:5])
     return (*sentences, *((f"and {len(missing) - 5} more lines of the file",) if len(missing) > 5 else ()))
+
+
+def _file_key(name: str) -> str:
+    """A file's name for comparing: systems differ in the Unicode form and the case they keep."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
 
 def _is_number(text: str) -> bool:

@@ -30,6 +30,17 @@ def test_there_are_sixteen_steps():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["implication", "prune_traits mode=character", "min_frequency min_images=9 use_parent=no", "random_drop: rest = 1",
+     "budget limit=1", "exclusive: kind: fox girl, blue fox girl", 'order mode="by name"', "category_order"],
+)  # fmt: skip
+def test_no_rule_takes_or_moves_the_tags_kept_at_the_front(text):
+    subsets = [Subset(folder=Path("a"), keep_tokens=1)]
+    (after,), _ = run(text, "fox girl, blue fox girl, a", subsets=subsets)
+    assert after.startswith("fox girl")
+
+
 class TestNormalise:
     def test_writes_tags_one_way(self):
         after, diff = run("normalise", r"long_hair, kayoko \(blue archive\), ^_^", "\uff4c\uff4f\uff4e\uff47  hair")
