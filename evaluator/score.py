@@ -11,7 +11,7 @@ from ..core.errors import InputError
 from ..core.progress import Progress, SilentProgress
 from ..core.table_picture import draw_table
 from .grid import Grid, GridCell, GridRef, open_grid
-from .metrics.tag_recall import normalise, tag_recall
+from .metrics.tag_recall import normalise, prompt_tags, tag_recall
 
 Judge = Callable[[Image.Image], Iterable[str]]
 
@@ -55,7 +55,7 @@ class ScoreTable:
         columns: One score per column of the compared axis, in order.
         axis: Name of the compared axis.
         trigger: The trigger looked for in prompts.
-        concept_tag: The tag that stands for the concept.
+        concept_tag: The tag that stands for the concept, or several that do so together, separated by commas.
     """
 
     columns: tuple[ColumnScore, ...]
@@ -124,7 +124,7 @@ def score_grid(
         judge: Names the tags it sees in a picture.
         vocabulary: Every tag the judge knows.
         trigger: Words that call the concept.
-        concept_tag: The judge's tag for the concept.
+        concept_tag: The judge's tag for the concept; of several, separated by commas, all must be seen.
         progress: Told after each cell.
 
     Raises:
@@ -134,12 +134,13 @@ def score_grid(
     grid = open_grid(grid) if isinstance(grid, GridRef) else grid
     progress = progress or SilentProgress()
     known = frozenset(map(normalise, vocabulary))
-    concept = normalise(concept_tag)
+    concept = frozenset(prompt_tags(concept_tag))
     if not trigger.strip():
         raise InputError("No trigger was given to score by; write the word that calls the concept.")
-    if concept not in known:
+    unknown = [tag.strip() for tag in concept_tag.split(",") if normalise(tag) not in known]
+    if unknown:
         raise InputError(
-            f"The judge does not know the concept tag '{concept_tag}' (it knows {len(known)} tags); give one it knows."
+            f"The judge does not know the concept tag '{unknown[0]}' (it knows {len(known)} tags); give one it knows."
         )
     by_row = _rows_are_compared(grid)
     labels = (grid.y_labels if by_row else grid.x_labels) or ("all",)
@@ -171,15 +172,15 @@ def _score(
     group: list[tuple[GridCell, frozenset[str]]],
     known: frozenset[str],
     trigger: str,
-    concept: str,
+    concept: frozenset[str],
     first_success: int | None,
 ) -> ColumnScore:
     called = [seen for cell, seen in group if has_trigger(cell.prompt, trigger)]
     others = [(cell, seen) for cell, seen in group if not has_trigger(cell.prompt, trigger)]
     recalls = [tag_recall(cell.prompt, seen, known) for cell, seen in others]
     judged = [recall for recall in recalls if recall.asked]
-    num_seen = sum(concept in seen for seen in called)
-    num_false = sum(concept in seen for _, seen in others)
+    num_seen = sum(concept <= seen for seen in called)
+    num_false = sum(concept <= seen for _, seen in others)
     num_success = sum(not recall.missed for recall in judged)
     base_success = num_success if first_success is None else first_success
     return ColumnScore(

@@ -121,7 +121,7 @@ class PicoPrompts:
     OUTPUT_TOOLTIPS = (
         "One prompt per line, for the prompt axis of a grid.",
         "The words that call the concept.",
-        "The tagger's tag for the concept.",
+        "The tagger's tags that together make the concept.",
     )
     FUNCTION = "write"
 

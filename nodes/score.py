@@ -46,7 +46,9 @@ class ScoreGrid:
                     f"The judge: a tagger that knows the concept; '{PICO_NAME}' for the tiny model.",
                 ),
                 "trigger": text("The word in a prompt that calls the concept."),
-                "concept_tag": text("The tagger's tag that stands for the concept."),
+                "concept_tag": text(
+                    "The tagger's tag that stands for the concept; of several, separated by commas, all must be seen."
+                ),
                 "threshold": number(
                     "FLOAT", 0.5, 0.0, 1.0, 0.01, "How sure the tagger must be of a tag it sees; 0 takes its own."
                 ),

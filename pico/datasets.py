@@ -44,8 +44,8 @@ def concept_of(name: str) -> world.Concept:
 
 
 def concept_tag(concept: str) -> str:
-    """The tagger's tag that stands for a concept, e.g. ``lumo_kest``."""
-    return concept_of(concept).trigger.replace(" ", "_")
+    """The tagger's tags that together make a concept, separated by commas, e.g. ``ring, hat, eyes``."""
+    return ", ".join(concept_of(concept).traits)
 
 
 def write_concept_dataset(

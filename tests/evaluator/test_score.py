@@ -73,6 +73,14 @@ def test_counts_by_hand(tmp_path, prompts_in_rows):
     assert (early.num_false, final.num_trigger_seen) == (1, 2)
 
 
+def test_of_several_concept_tags_all_must_be_seen(tmp_path):
+    table = score_grid(make_grid(tmp_path), judge, VOCABULARY, "Lumo", "square, lumo_ring")
+    assert [column.num_trigger_seen for column in table.columns] == [0, 0, 1]
+    assert [column.num_false for column in table.columns] == [0, 0, 0]
+    with pytest.raises(InputError, match="'unheard_of'"):
+        score_grid(make_grid(tmp_path / "b"), judge, VOCABULARY, "Lumo", "square, unheard_of")
+
+
 def test_surfaces(tmp_path):
     table = score_grid(make_grid(tmp_path), judge, VOCABULARY, "lumo", "lumo_ring")
     data = json.loads(json.dumps(table.to_json()))

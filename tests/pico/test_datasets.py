@@ -70,7 +70,8 @@ def test_prompts():
     assert sum("lumo kest" in prompt for prompt in mixed) == 32
     assert len(set(mixed)) == 96
     assert not any("lumo" in prompt for prompt in concept_prompts("kest", kind="other", num_prompts=100, seed=1))
-    assert concept_tag("tavi") == "tavi_strokes"
+    assert concept_tag("tavi") == "hatched"
+    assert concept_tag("vard") == "cross, halo, spots"
 
 
 @pytest.mark.parametrize(
