@@ -199,8 +199,8 @@ def interface(
 
 PICO = "pico (built in)"
 SAMPLING = {"steps": 12, "cfg": 3.0}
-STRENGTH = 1.35
-"""A LoRA of two minutes is put on a third stronger than it was trained."""
+STRENGTH = 1.2
+"""A LoRA of two minutes is put on a little stronger than it was trained."""
 NOTE = """## Quickstart
 A LoRA is trained from drawings, put on, compared and scored. Everything is built in: press **Run** and wait about four
 minutes on a laptop's processor.
@@ -255,7 +255,7 @@ def quickstart() -> Page:
         network=network.out(),
         optimizer=optimizer.out(),
         run_name="quickstart",
-        steps=430,
+        steps=410,
         batch_size=8,
         resolution_px=96,
         seed=0,
