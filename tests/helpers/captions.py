@@ -8,7 +8,6 @@ import numpy as np
 from lora_atelier.dataset.columns import TagColumn, TextColumn
 from lora_atelier.dataset.table import CAPTION_FILE, Dataset, Subset
 
-
 KAYOKO = (
     "kayoko (blue archive), 1girl, solo, multicolored hair, black hair, horns, hood, white hair, halo, sitting, skirt, "
     "bag, hoodie, two-tone hair, red eyes, blush, long sleeves, black hoodie, red skirt, ponytail, bangs, "

@@ -13,7 +13,7 @@ from lora_atelier.families._base import open_base
 from lora_atelier.networks.lora import LoraParams
 from lora_atelier.trainer.config import Job, TrainParams
 from lora_atelier.trainer.objectives.epsilon import EpsilonParams
-from lora_atelier.trainer.optimizers.adamw import AdamWParams
+from lora_atelier.trainer.optimizers._spec import find_optimizer
 
 PICO = Path(__file__).resolve().parents[2] / "pico" / "assets" / "pico-base.safetensors"
 
@@ -61,6 +61,7 @@ def make_job(
     blocks: str = "",
     rank: int = 2,
     optimizer: dict[str, Any] | None = None,
+    optimizer_name: str = "adamw",
     objective: dict[str, Any] | None = None,
     **train: Any,
 ) -> Job:
@@ -77,13 +78,14 @@ def make_job(
         "seed": 7,
         **train,
     }
-    rates = {"lr_unet": 1e-3, "lr_text_encoder": 1e-3, **(optimizer or {})}
+    rates = {"lr_unet": 1e-3, "lr_text_encoder": 1e-3} if optimizer_name == "adamw" else {}
+    optimizer_params = find_optimizer(optimizer_name).params(**{**rates, **(optimizer or {})})
     return Job(
         base=open_base(base, name=base.name),
         dataset=dataset,
         params=TrainParams(**settings),
         network=Choice(kind="network", name="lora", params=LoraParams(rank=rank, alpha=float(rank))),
-        optimizer=Choice(kind="optimizer", name="adamw", params=AdamWParams(**rates)),
+        optimizer=Choice(kind="optimizer", name=optimizer_name, params=optimizer_params),
         objective=Choice(kind="objective", name="epsilon", params=EpsilonParams(**(objective or {}))),
         blocks=blocks,
     )
