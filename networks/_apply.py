@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..core.errors import FormatError
+from ._dora import DORA
 from ._spec import network_of_parts, networks
 
 ALPHA = "alpha"
@@ -108,6 +109,11 @@ def module_change(parts: Mapping[str, Tensor], *, weight: Tensor, stem: str = ""
     """
     change = lora_delta(parts, stem=stem, weight=weight)
     return change, network_of_parts(parts, stem=stem).bias_delta(parts)
+
+
+def needs_weight(parts: Mapping[str, Tensor], *, stem: str = "") -> bool:
+    """Whether a module's change depends on the base weight: DoRA, OFT and (IA)^3."""
+    return DORA in parts or network_of_parts(parts, stem=stem).relative
 
 
 def effective_strength(parts: Mapping[str, Tensor], strength: float, *, stem: str = "") -> float:

@@ -89,6 +89,8 @@ def moved_norms(weight: Tensor, norms: Tensor, down: Tensor, up: Tensor, *, scal
         rank = down.shape[0]
         flat_down, flat_up = down.reshape(rank, -1).float(), up.reshape(up.shape[0], rank).float()
         rows = weight.reshape(weight.shape[0], -1)
+        if rows.element_size() == 1:  # fp8 storage knows no products
+            rows = rows.to(torch.bfloat16)
         if axis == "output":
             crossed = (rows @ flat_down.t().to(rows.dtype)).float()
             own = flat_up @ (flat_down @ flat_down.t())

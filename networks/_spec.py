@@ -157,6 +157,7 @@ class Network:
         include: patterns of those modules; used together with groups.
         up_parts: the parts that LoRA+ trains at a higher rate.
         fp32_parts: parts that a file always holds in fp32, because they carry the base weight's own size.
+        relative: whether the change depends on the base weight.
         strength_power: ComfyUI multiplies the change by the strength to this power.
         module: `ss_network_module` of the metadata.
         algo: `algo` in `ss_network_args`, "" for networks of kohya's own.
@@ -187,6 +188,7 @@ class Network:
     include: tuple[str, ...] = ()
     up_parts: tuple[str, ...] = ()
     fp32_parts: tuple[str, ...] = ()
+    relative: bool = False
     strength_power: int = 1
     module: str = "lycoris.kohya"
     algo: str = ""

@@ -145,6 +145,7 @@ NETWORK = Network(
     unchanged=unchanged,
     shrink=shrink,
     groups=usual_groups,
+    relative=True,
     strength_power=2,
     algo="diag-oft",
 )

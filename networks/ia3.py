@@ -158,5 +158,6 @@ NETWORK = Network(
     shrink=shrink,
     include=("*to_k", "*to_v", "*ff.net.2", "*k_proj", "*v_proj", "*mlp.fc2"),
     fp32_parts=(_dora.DORA,),
+    relative=True,
     algo="ia3",
 )

@@ -117,7 +117,8 @@ def forward(
     dropping = training and (params.dropout > 0.0 or params.rank_dropout > 0.0)
     is_linear = layer.op.kind == "linear"
     thin = _thin_is_cheaper(layer.shape, parts[W1_B].shape[0], tucker=T1 in parts)
-    if is_linear and not thin and not dropping and layer.plain and layer.in_full_precision(x):
+    in_one = layer.plain and layer.in_full_precision(x) and parts[W1_A].dtype == torch.float32
+    if is_linear and not thin and not dropping and in_one:
         return _whole(x, layer.weight, layer.bias, parts[W1_A], parts[W1_B], parts[W2_A], parts[W2_B], scale)
     y = base(x)
     if thin:

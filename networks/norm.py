@@ -46,7 +46,8 @@ def forward(
         bias = layer.bias
         return layer.apply(x, layer.weight + parts[WEIGHT], None if bias is None else bias + parts[BIAS])
     y = base(x)
-    return y + layer.apply(x.float(), parts[WEIGHT], parts.get(BIAS)).to(y.dtype)
+    bias = parts[BIAS].float() if BIAS in parts else None
+    return y + layer.apply(x.float(), parts[WEIGHT].float(), bias).to(y.dtype)
 
 
 def delta(

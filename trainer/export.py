@@ -8,8 +8,9 @@ import torch
 
 from ..core.errors import FormatError, TrainingError
 from ..core.tensors import kohya_hashes, read_tensors, write_tensors
-from ..networks._apply import module_change, split_file
+from ..networks._apply import lora_delta, needs_weight, split_file
 from ..networks._attach import AdapterSet
+from ..networks._spec import network_of_parts
 from .precision import TORCH_DTYPES
 
 MAX_RELATIVE_ERROR = 1e-3
@@ -232,15 +233,19 @@ def _reading_error(read: Mapping[str, torch.Tensor], meant: Mapping[str, torch.T
 
 
 def _change(parts: Mapping[str, torch.Tensor], adapter: AdapterSet, stem: str) -> list[torch.Tensor]:
-    """Returns what a file's module changes: the weight and, where it does, the bias."""
-    weight, bias = module_change(parts, weight=adapter.layer_of(stem).weight.cpu(), stem=stem)
-    return [weight] if bias is None else [weight, bias]
+    """Returns what a file's module changes, on the adapter's device: the weight and, where it does, the bias."""
+    layer = adapter.layer_of(stem)
+    device = next(iter(adapter.parts_of(stem).values())).device
+    moved = {name: part.to(device) for name, part in parts.items()}
+    weight = layer.weight.to(device) if needs_weight(moved, stem=stem) else None
+    change = lora_delta(moved, stem=stem, weight_shape=layer.shape, weight=weight)
+    bias = network_of_parts(moved, stem=stem).bias_delta(moved)
+    return [change] if bias is None else [change, bias]
 
 
 def _live_change(adapter: AdapterSet, stem: str) -> list[torch.Tensor]:
-    weight = adapter.delta(stem).cpu()
-    bias = adapter.network.bias_delta({name: part.detach().cpu() for name, part in adapter.parts_of(stem).items()})
-    return [weight] if bias is None else [weight, bias]
+    bias = adapter.network.bias_delta({name: part.detach() for name, part in adapter.parts_of(stem).items()})
+    return [adapter.delta(stem)] if bias is None else [adapter.delta(stem), bias]
 
 
 def _error(ours: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ..core.errors import InputError, TrainingError
+from ..core.files import sha256_file
 from ..core.index import Index
 from ..core.params import Choice, choice_from_json
 from ..core.progress import Progress, SilentProgress
@@ -27,6 +28,7 @@ from .precision import OutOfMemory
 from .recorder import standing_of
 from .run import RunFolder, RunInfo, RunRef, check_writable, find_runs, new_run, open_run, publish_file, runs_folder
 from .session import Places, RunResult, Start, train_held
+from .starting import StartLora
 
 Around: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -287,7 +289,23 @@ def _child_job(
         objective=choice_from_json(config["objective"], objectives()),
         blocks=str(config["blocks"]),
         parent=f"{parent.key}:{checkpoint.step}",
+        start=_start_of_child(parent, checkpoint) if "start" in config else None,
     )
+
+
+def _start_of_child(parent: RunInfo, checkpoint: Checkpoint) -> StartLora:
+    """The parent's own LoRA, for a run whose modules and ranks came from a file.
+
+    Raises:
+        InputError: the checkpoint has no LoRA.
+    """
+    if checkpoint.lora_path is None:
+        raise InputError(
+            f"The run {parent.name} began with a LoRA file, and its checkpoint at step {checkpoint.step} has no LoRA "
+            "to tell the ranks; continue from another step."
+        )
+    path = checkpoint.lora_path
+    return StartLora(path=path, name=f"{parent.name} at step {checkpoint.step}", sha256=sha256_file(path))
 
 
 def runs_of(output_dir: Path) -> list[Path]:

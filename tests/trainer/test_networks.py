@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from atelier_tests.helpers.training import PICO, CancelTraining
+from atelier_tests.helpers.training import PICO, CancelTraining, make_job
 from lora_atelier.core.errors import InputError, TrainingError
 from lora_atelier.core.files import sha256_file
 from lora_atelier.core.params import Choice
 from lora_atelier.core.progress import Cancelled
 from lora_atelier.core.tensors import TensorFile, read_tensors
+from lora_atelier.dataset.table import Dataset
 from lora_atelier.families._base import open_base
 from lora_atelier.families._targets import every_target
 from lora_atelier.merger.lora.blocks import block_strengths, family_blocks, resolve_weights
@@ -52,9 +53,13 @@ def network_of(variant: str) -> Choice:
     return Choice(kind="network", name=name, params=get_network(name).params(**VARIANTS[variant]))
 
 
+def blocks_of(variant: str) -> str:
+    """Few blocks are quick; norms lie in the UNet alone."""
+    return "OUT03-04" if variant == "norm" else "OUT03-04, TE"
+
+
 def job_of(job: MakeJob, variant: str, **changes: Any) -> Job:
-    blocks = changes.pop("blocks", "OUT03-04, TE")
-    made = job(steps=changes.pop("steps", 4), blocks="" if variant == "norm" else blocks, **changes)
+    made = job(steps=changes.pop("steps", 4), blocks=changes.pop("blocks", blocks_of(variant)), **changes)
     return replace(made, network=network_of(variant))
 
 
@@ -66,10 +71,40 @@ def drawn(host: LocalHost, model: Any, clip: Any) -> torch.Tensor:
     )["samples"]  # fmt: skip
 
 
+RATES = {"lr_unet": 2e-2, "lr_text_encoder": 2e-2}
+World = Callable[[str], tuple[RunResult, Job]]
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_base: Path, dataset: Dataset, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One run of 3 steps per variant, trained when it is first asked for."""
+    runs: dict[str, tuple[RunResult, Job]] = {}
+
+    def of(variant: str) -> tuple[RunResult, Job]:
+        if variant not in runs:
+            made = make_job(dataset, base=tiny_base, steps=3, optimizer=RATES, blocks=blocks_of(variant))
+            made = replace(made, network=network_of(variant))
+            folder = tmp_path_factory.mktemp("run")
+            result = train_lora(made, output_dir=folder / "output", loras_dir=folder / "loras", cache_dir=cache_dir)
+            runs[variant] = (result, made)
+        return runs[variant]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def host(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalHost, Any, Any, torch.Tensor]:
+    """The local host with the tiny base, and what that draws without any LoRA."""
+    made = LocalHost(tmp_path_factory.mktemp("host"))
+    model, clip, _ = made.load_base(open_base(tiny_base, name=tiny_base.name))
+    return made, model, clip, drawn(made, model, clip)
+
+
 def live_picture(host: LocalHost, result: RunResult, job: Job, model: Any, clip: Any) -> torch.Tensor:
     """What the adapter draws as it was trained, from its checkpoint, without any file."""
     base, checked = model.base, check_job(job)
-    model.unet(), clip.text_encoders() if hasattr(clip, "text_encoders") else clip.text_encoder()
+    for patched in (base.unet, *base.texts):
+        patched.activate(())
     chosen = checked.chosen(every_target(base.family, base.components))
     adapter = AdapterSet.attach(
         [target for target, _ in chosen], job.network, seed=0, settings={t.stem: s for t, s in chosen}
@@ -82,10 +117,7 @@ def live_picture(host: LocalHost, result: RunResult, job: Job, model: Any, clip:
     return picture
 
 
-def check_the_file(result: RunResult, job: Job, base_path: Path, folder: Path) -> None:
-    host = LocalHost(folder)
-    model, clip, _ = host.load_base(open_base(base_path, name=base_path.name))
-    plain = drawn(host, model, clip)
+def check_the_file(result: RunResult, job: Job, host: LocalHost, model: Any, clip: Any, plain: torch.Tensor) -> None:
     live = live_picture(host, result, job, model, clip)
     tensors = read_tensors(result.lora_path)
     patched = host.apply_lora(model, clip, tensors, strength_model=1.0, strength_clip=1.0, stem_strengths={})
@@ -96,11 +128,8 @@ def check_the_file(result: RunResult, job: Job, base_path: Path, folder: Path) -
 
 
 @variants
-def test_the_file_draws_what_was_trained(
-    variant: str, job: MakeJob, tiny_base: Path, places: Mapping[str, Path], tmp_path: Path
-) -> None:
-    made = job_of(job, variant, optimizer={"lr_unet": 2e-2, "lr_text_encoder": 2e-2})
-    result = train_lora(made, **places)
+def test_the_file_draws_what_was_trained(variant: str, whole: World, host: Any) -> None:
+    result, made = whole(variant)
     tensors = read_tensors(result.lora_path)
     with TensorFile(result.lora_path) as file:
         said, header = file.metadata, file.header
@@ -110,7 +139,7 @@ def test_the_file_draws_what_was_trained(
     assert said["ss_network_module"] == network.module
     if network.algo:
         assert json.loads(said["ss_network_args"])["algo"] == network.algo
-    check_the_file(result, made, tiny_base, tmp_path / "host")
+    check_the_file(result, made, *host)
 
 
 @pytest.mark.slow
@@ -123,28 +152,57 @@ def test_the_file_draws_what_was_trained_on_pico(
     result = train_lora(made, **places)
     first, last = sum(result.losses[:10]), sum(result.losses[-10:])
     assert last < first * 1.2
-    check_the_file(result, made, PICO, tmp_path / "host")
+    host = LocalHost(tmp_path / "host")
+    model, clip, _ = host.load_base(made.base)
+    check_the_file(result, made, host, model, clip, drawn(host, model, clip))
 
 
 @variants
-def test_stopped_and_gone_on_is_the_same_run(
-    variant: str, job: MakeJob, places: Mapping[str, Path], tmp_path: Path
-) -> None:
-    made = job_of(job, variant, steps=3)
-    whole = train_lora(made, **places)
-    other = {name: tmp_path / "again" / name for name in places}
-    for folder in other.values():
-        folder.mkdir(parents=True)
+def test_stopped_and_gone_on_is_the_same_run(variant: str, whole: World, cache_dir: Path, tmp_path: Path) -> None:
+    result, made = whole(variant)
+    other = {"output_dir": tmp_path / "output", "loras_dir": tmp_path / "loras", "cache_dir": cache_dir}
     with pytest.raises(Cancelled):
         train_lora(made, **other, progress=CancelTraining(other["output_dir"], 4))
     again = train_lora(made, **other)
     assert 0 < again.steps_done < 3
-    ours, theirs = (load_state(list_checkpoints(result.run.folder)[-1]) for result in (again, whole))
+    ours, theirs = (load_state(list_checkpoints(run.run.folder)[-1]) for run in (again, result))
     assert ours.adapter.keys() == theirs.adapter.keys()
     assert all(torch.equal(value, theirs.adapter[name]) for name, value in ours.adapter.items())
-    assert again.losses == whole.losses
-    saved, wanted = read_tensors(again.lora_path), read_tensors(whole.lora_path)
+    assert again.losses == result.losses
+    saved, wanted = read_tensors(again.lora_path), read_tensors(result.lora_path)
     assert all(torch.equal(value, wanted[name]) for name, value in saved.items())
+
+
+@variants
+def test_block_weights_scale_every_network(variant: str, whole: World, host: Any) -> None:
+    """A block at 0 keeps the base's weights, one at 0.5 gets half of the change; bias and norms alike."""
+    result, made = whole(variant)
+    lora = open_lora(result.lora_path, "x")
+    stems = lora_stems(result.lora_path)
+    numbers = ["1"] * 26
+    numbers[1 + 12 + 1 + 3], numbers[1 + 12 + 1 + 4] = "0", "0.5"
+    weights = resolve_weights(",".join(numbers), family="sd15", stems=stems)
+    strengths = block_strengths(stems, weights, family_blocks(lora.family))
+    on, model, clip, _ = host
+    tensors = read_tensors(result.lora_path)
+    model.base.unet.activate(())
+    modules = model.base.family.modules_by_stem(model.base.components)
+    before = {stem: (modules[stem].weight.detach().clone(), modules[stem].bias) for stem in stems}
+    patched, _ = on.apply_lora(model, clip, tensors, strength_model=1.0, strength_clip=1.0, stem_strengths=strengths)
+    patched.unet()
+    power, seen = get_network(made.network.name).strength_power, set()
+    for stem, parts in split_file(tensors).items():
+        if not stem.startswith("lora_unet"):
+            continue
+        weight, bias = before[stem]
+        change, bias_change = module_change(parts, weight=weight)
+        factor = strengths[stem] ** power
+        torch.testing.assert_close(modules[stem].weight, weight + factor * change, rtol=1e-4, atol=1e-6)
+        if bias_change is not None:
+            torch.testing.assert_close(modules[stem].bias, bias + factor * bias_change, rtol=1e-4, atol=1e-6)
+        seen.add(strengths[stem])
+    assert {0.0, 0.5} <= seen
+    model.base.unet.activate(())
 
 
 @pytest.mark.parametrize("variant", ["lora", "loha", "lokr", "dora", "locon", "ia3", "full", "diag_oft", "norm"])
@@ -192,41 +250,6 @@ def test_what_a_run_cannot_begin_with(job: MakeJob, places: Mapping[str, Path], 
     other = StartLora(path=strange, name="strange.safetensors", sha256="1" * 64)
     with pytest.raises(InputError, match="another architecture"):
         train_lora(replace(job_of(job, "lora", steps=2), start=other), **places)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_block_weights_scale_every_network(
-    variant: str, job: MakeJob, tiny_base: Path, places: Mapping[str, Path]
-) -> None:
-    """A block at 0 keeps the base's weights, one at 0.5 gets half of the change; bias and norms alike."""
-    made = job_of(job, variant, steps=2, optimizer={"lr_unet": 2e-2, "lr_text_encoder": 2e-2}, save_dtype="fp32")
-    result = train_lora(made, **places)
-    lora = open_lora(result.lora_path, "x")
-    name_of = family_blocks(lora.family)
-    stems = lora_stems(result.lora_path)
-    numbers = ["1"] * 26
-    numbers[1 + 12 + 1 + 3], numbers[1 + 12 + 1 + 4] = "0", "0.5"
-    weights = resolve_weights(",".join(numbers), family="sd15", stems=stems)
-    strengths = block_strengths(stems, weights, name_of)
-    host = LocalHost(places["output_dir"] / "host")
-    model, clip, _ = host.load_base(open_base(tiny_base, name="tiny.safetensors"))
-    tensors = read_tensors(result.lora_path)
-    patched, _ = host.apply_lora(model, clip, tensors, strength_model=1.0, strength_clip=1.0, stem_strengths=strengths)
-    modules = model.base.family.modules_by_stem(model.base.components)
-    before = {stem: modules[stem].weight.detach().clone() for stem in stems if stem in modules}
-    patched.unet()
-    seen: set[float] = set()
-    for stem, parts in split_file(tensors).items():
-        if not stem.startswith("lora_unet"):
-            continue
-        change, bias = module_change(parts, weight=before[stem])
-        factor = strengths[stem] ** get_network(made.network.name).strength_power
-        torch.testing.assert_close(modules[stem].weight, before[stem] + factor * change, rtol=1e-4, atol=1e-6)
-        assert (bias is None) == (
-            variant not in ("norm", "full") or f"{stem}.diff_b" not in tensors and variant == "full"
-        )
-        seen.add(strengths[stem])
-    assert {0.0, 0.5} <= seen
 
 
 def test_a_network_that_learns_nothing_is_refused(job: MakeJob, places: Mapping[str, Path]) -> None:
