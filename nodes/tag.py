@@ -19,7 +19,9 @@ class TagImage:
     ID = "AtelierTagImage"
     TITLE = "Tag Image (Atelier)"
     CATEGORY = f"{ROOT_CATEGORY}/Data"
-    DESCRIPTION = "Names what a picture shows, with a tagger of the WD14 kind from the taggers folder."
+    DESCRIPTION = (
+        "Names what a picture shows, with a tagger from the taggers folder ('Tag Data Set' does it for a folder)."
+    )
     SEARCH_ALIASES = ["wd14", "tagger", "interrogate", "caption", "booru"]
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("tags",)
