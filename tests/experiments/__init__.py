@@ -1,0 +1,1 @@
+"""Learning experiments on the tiny world: what careful captions and crops change about a LoRA."""

@@ -1,0 +1,95 @@
+"""Size words: one per picture, or several that contradict each other, as sites give them (P12)."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lora_atelier.core.files import atomic_path
+from lora_atelier.core.seeds import derive
+from lora_atelier.dataset.table import Dataset
+from lora_atelier.pico import world as pico
+from lora_atelier.pico.datasets import is_prompt_pair
+
+from .world import World
+
+ARMS = ("several", "one")
+STEPS = 800
+NUM_IMAGES = 80
+NUM_PICTURES = 64
+CONTRADICTED = 0.75
+"""Share of the pictures whose site caption names the other size as well."""
+WORDS = {"small": "wug", "large": "dax"}
+"""Size words that the base has never read; a LoRA has to learn them from these captions alone."""
+ONE_SIZE = "exclusive arbiter=score: size: small, large"
+RENAMED = "rename: small -> wug, large -> dax"
+
+
+def scenes(rng: random.Random) -> Iterator[pico.Scene]:
+    """Single shapes without accessories, small and large by turns, in colours that no prompt asks for."""
+    number = 0
+    while True:
+        scene = replace(pico.random_scene(rng, count=1), accessories=(), size=("small", "large")[number % 2])
+        if is_prompt_pair(scene.colour, scene.background):
+            continue
+        places = pico.possible_positions(scene.size, (), scene.width_px, scene.height_px)
+        yield scene if scene.position in places else replace(scene, position=rng.choice(places))
+        number += 1
+
+
+def site_caption(scene: pico.Scene, rng: random.Random) -> str:
+    """Shape, colour, background and a size, and for most pictures the other size too, in random order."""
+    other = "small" if scene.size == "large" else "large"
+    tags = [scene.shape, scene.colour, scene.background, scene.size]
+    tags += [other] if rng.random() < CONTRADICTED else []
+    rng.shuffle(tags)
+    return ", ".join(tags)
+
+
+def prepared(world: World, arm: str, seed: int) -> Dataset:
+    """Site tags first, the tagger's behind them, then the steps of the arm; the size words are renamed last."""
+    folder = world.data_folder(f"sizes-{seed}")
+    if not folder.exists():
+        rng = random.Random(derive(seed, "experiments", "sizes"))
+        with atomic_path(folder) as temporary:
+            inner = temporary / "1_shapes"
+            inner.mkdir(parents=True)
+            for number, scene in zip(range(NUM_IMAGES), scenes(rng), strict=False):
+                pico.draw(scene).save(inner / f"{number:04d}.png", format="PNG")
+                text = site_caption(scene, rng)
+                (inner / f"{number:04d}.txt").write_text(text + "\n", encoding="utf-8", newline="\n")
+    dataset = world.tagged(world.open(folder), "append")
+    recipe = f"{ONE_SIZE}\n{RENAMED}" if arm == "one" else RENAMED
+    return world.steps(dataset, recipe)
+
+
+def asked(seed: int) -> list[tuple[str, str]]:
+    """(prompt, size) of as many small as large pictures, in colour pairs that no caption holds."""
+    rng = random.Random(derive(seed, "experiments", "sizes", "prompts"))
+    pairs = [(c, b) for c in pico.COLOURS for b in pico.BACKGROUNDS if is_prompt_pair(c, b)]
+    found = []
+    for number in range(NUM_PICTURES):
+        size = ("small", "large")[number % 2]
+        colour, background = rng.choice(pairs)
+        found.append((f"{rng.choice(pico.SHAPES)}, {colour}, {background}, {WORDS[size]}", size))
+    return found
+
+
+def run(world: World, arm: str, seed: int) -> dict[str, float]:
+    """Trains an arm and asks for both sizes by their words."""
+    trained = world.train(prepared(world, arm, seed), name=f"sizes-{arm}-{seed}", seed=seed, steps=STEPS)
+    wanted = asked(seed)
+    prompts = [prompt for prompt, _ in wanted]
+    pictures = world.draw(trained.lora, prompts, first_seed=10_000 * (seed + 1))
+    world.keep_sheet(f"sizes-{arm}-{seed}", pictures[:24], prompts[:24])
+    seen = world.judge.labels(pictures)
+    right = [
+        size in shown and ("small" if size == "large" else "large") not in shown
+        for shown, (_, size) in zip(seen, wanted, strict=True)
+    ]
+    return {
+        "size_right": sum(right) / len(right),
+        "small_right": sum(right[0::2]) / len(right[0::2]),
+        "large_right": sum(right[1::2]) / len(right[1::2]),
+        "loss": trained.loss,
+        "seconds": trained.seconds,
+    }
