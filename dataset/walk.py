@@ -2,8 +2,10 @@
 
 import os
 import re
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,11 @@ _DIGITS = re.compile(r"([0-9]+)")
 _THUMBNAIL_FOLDERS = frozenset({"@eadir", "__macosx", "$recycle.bin", "system volume information"})
 MAX_DEPTH = 64
 """Deeper nesting is not followed."""
+_MANY_FILES = 2048
+_FILES_AT_ONCE = 512
+_THREADS = 16
+_SLOW_S = 20e-6
+"""A file's size and time take about 2 microseconds when the system remembers them."""
 
 
 class FileEntry(NamedTuple):
@@ -80,7 +87,7 @@ def natural_key(name: str) -> tuple[object, ...]:
 
 def list_folder(path: Path, relative: str, guard: Guard) -> Listing:
     """Lists one folder. Links out of the data set, hidden things and special files are refused with a reason."""
-    files: list[FileEntry] = []
+    plain: list[os.DirEntry[str]] = []
     refused: dict[str, str] = {}
     folders: list[str] = []
     open_folders: list[str] = []
@@ -92,17 +99,16 @@ def list_folder(path: Path, relative: str, guard: Guard) -> Listing:
                     if entry.is_dir():
                         folders.append(entry.name)
                     elif entry.name.isascii() and entry.name[0] != "." and entry.is_file(follow_symlinks=False):
-                        status = entry.stat()
-                        files.append(FileEntry(entry.name, status.st_size, status.st_mtime_ns))
+                        plain.append(entry)
                     elif reason := _refused_file(entry, guard):
                         refused[entry.name] = reason
                     else:
-                        status = entry.stat()
-                        files.append(FileEntry(entry.name, status.st_size, status.st_mtime_ns))
+                        plain.append(entry)
                 except OSError as error:
                     refused[entry.name] = f"it cannot be read ({error.strerror})"
     except OSError as error:
         skips.append((f"{relative}/" if relative else ".", f"the folder cannot be read ({error.strerror})"))
+    files = _with_facts(plain, refused)
     folders.sort(key=natural_key)
     for name in folders:
         if reason := _refused_folder(name, os.path.join(path, name), guard):
@@ -114,6 +120,37 @@ def list_folder(path: Path, relative: str, guard: Guard) -> Listing:
             skips.append((f"{relative}/{name}" if relative else name, refused[name]))
     files.sort()
     return Listing(relative, tuple(files), refused, tuple(folders), tuple(open_folders), tuple(skips))
+
+
+def _with_facts(entries: list["os.DirEntry[str]"], refused: dict[str, str]) -> list[FileEntry]:
+    """Size and time of files. Of many they are asked for in the order of the disk, and together where that is slow."""
+
+    def asked(part: list["os.DirEntry[str]"]) -> list[FileEntry]:
+        found = []
+        for entry in part:
+            try:
+                status = entry.stat()
+            except OSError as error:
+                refused[entry.name] = f"it cannot be read ({error.strerror})"
+            else:
+                found.append(FileEntry(entry.name, status.st_size, status.st_mtime_ns))
+        return found
+
+    if os.name == "nt" or len(entries) < _MANY_FILES:  # Windows has told it with the name
+        return asked(entries)
+    entries.sort(key=os.DirEntry.inode)
+    start_s = time.perf_counter()
+    files = asked(entries[:_FILES_AT_ONCE])
+    is_slow = time.perf_counter() - start_s > _FILES_AT_ONCE * _SLOW_S
+    parts = [entries[start : start + _FILES_AT_ONCE] for start in range(_FILES_AT_ONCE, len(entries), _FILES_AT_ONCE)]
+    if is_slow:  # a network or a disk that has to be read: several threads wait at the same time
+        with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+            answers = list(pool.map(asked, parts))
+    else:
+        answers = [asked(part) for part in parts]
+    for answer in answers:
+        files += answer
+    return files
 
 
 def walk_folder(

@@ -186,3 +186,16 @@ def test_a_large_photo_is_ordinary(tmp_path):
     Image.new("RGB", (5000, 7000), (200, 10, 10)).save(tmp_path / "photo.jpg", quality=20)
     dataset = open_folder(tmp_path, DatasetParams())
     assert (dataset.width_px[0], dataset.height_px[0]) == (5000, 7000)
+
+
+@pytest.mark.parametrize("slow_s", [-1.0, 1.0])
+def test_many_files_are_asked_for_together_or_one_by_one(tmp_path, monkeypatch, slow_s):
+    from lora_atelier.dataset import walk
+
+    monkeypatch.setattr(walk, "_MANY_FILES", 8)
+    monkeypatch.setattr(walk, "_FILES_AT_ONCE", 4)
+    monkeypatch.setattr(walk, "_SLOW_S", slow_s)
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text("x" * number)
+    listing = walk.list_folder(tmp_path, "", walk.Guard(tmp_path))
+    assert [(entry.name, entry.size_bytes) for entry in listing.files] == sorted((f"{n}.txt", n) for n in range(40))
