@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import AtelierError, InputError, UnknownNameError
+from ..core.index import Index
+from ..core.progress import Progress
 from ..tagger.adapters import files_wanted
 from ..tagger.runner import Tagger, open_tagger
+from ._index import index_if_usable
 from .host import PICO_NAME, get_host
 from .widgets import combo
 
@@ -43,6 +46,16 @@ def refusal_of(name: str | None) -> bool | str:
     except AtelierError as refusal:
         return str(refusal)
     return True
+
+
+def score_index(progress: Progress) -> Index:
+    """Where scores are kept: the host's index, or one in the temporary folder where that cannot be used.
+
+    Raises:
+        StorageError: Neither can be used.
+    """
+    usual = index_if_usable(progress)
+    return usual if usual is not None else Index(get_host().temp_dir() / "atelier-index.sqlite")
 
 
 def open_for_many(name: str) -> Tagger:

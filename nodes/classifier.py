@@ -16,7 +16,7 @@ from ..tagger.classifier_apply import ApplyParams, with_labels
 from ._changes import named_file_state
 from ._confusion import confusion_plot
 from ._images import show_once, to_image
-from ._taggers import open_for_many, tagger_combo
+from ._taggers import open_for_many, score_index, tagger_combo
 from .host import get_host
 from .widgets import ROOT_CATEGORY, params_from, socket, text, widgets
 
@@ -113,8 +113,9 @@ def _trained(
     from ..tagger.classifier_linear import train_linear
 
     tagger = open_for_many(tagger_name)
+    progress = host.progress()
     found, scored = train_linear(
-        dataset, examples, tagger, host.index(), params, folder, tagger_name=tagger_name, progress=host.progress()
+        dataset, examples, tagger, score_index(progress), params, folder, tagger_name=tagger_name, progress=progress
     )
     return found, [tagger.describe(), *scored.lines(dataset), *lines]
 
@@ -174,14 +175,14 @@ class ApplyTagClassifier:
 def _predicted(dataset: Dataset, folder: Path, info: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[str]]:
     """Probability of each label for every picture, and where they came from."""
     host = get_host()
+    progress = host.progress()
+    index = score_index(progress)
     names = tuple(info["labels"])
     if info["method"] == FINE_TUNED:
         from ..tagger.classifier_finetune import ImageClassifier
         from ..tagger.pipeline import score_dataset
 
-        scored = score_dataset(
-            dataset, ImageClassifier(folder, names, host.device()), host.index(), progress=host.progress()
-        )
+        scored = score_dataset(dataset, ImageClassifier(folder, names, host.device()), index, progress=progress)
         table = scored.scores.dense(len(names))
         table[np.isin(scored.rows, np.array(sorted(scored.failed), dtype=np.int64))] = np.nan
         return table, scored.lines(dataset)
@@ -194,9 +195,7 @@ def _predicted(dataset: Dataset, folder: Path, info: dict[str, Any]) -> tuple[np
             f"the classifier {folder.name} was trained with other files of the tagger {info.get('tagger')}; put those "
             "back, or train it anew"
         )
-    found, scored = predict_linear(
-        dataset, read_linear(folder, len(names)), scorer, host.index(), progress=host.progress()
-    )
+    found, scored = predict_linear(dataset, read_linear(folder, len(names)), scorer, index, progress=progress)
     return found, [tagger.describe(), *scored.lines(dataset)]
 
 

@@ -11,7 +11,7 @@ from ..tagger.picking import PickParams
 from ..tagger.pipeline import score_dataset
 from ..tagger.tag import EnsembleParams, ModeParams, TagResult, tag_dataset, tag_with_ensemble
 from ._changes import named_file_state
-from ._taggers import open_for_many, refusal_of, tagger_combo, tagger_path
+from ._taggers import open_for_many, refusal_of, score_index, tagger_combo, tagger_path
 from .host import PICO_NAME, get_host
 from .widgets import ROOT_CATEGORY, params_from, socket, text, widgets
 
@@ -69,8 +69,9 @@ class TagDataset:
         host = get_host()
         params = params_from(PickParams, values)
         tagger = open_for_many(tagger_name)
+        progress = host.progress()
         result = tag_dataset(
-            dataset, tagger, host.index(), params=params, mode=ModeParams(mode=mode).mode, progress=host.progress()
+            dataset, tagger, score_index(progress), params=params, mode=ModeParams(mode=mode).mode, progress=progress
         )
         return _answer(result, tagger.describe())
 
@@ -124,10 +125,11 @@ class EnsembleTaggers:
         for name, _ in named:
             tagger_path(name)  # a missing one is told before the first has worked for an hour
         rows, progress = rows_for(dataset, mode), host.progress()
+        index = score_index(progress)
         scored, lines = [], []
         for name, weight in named:
             tagger = open_for_many(name)
-            scored.append((name, weight, score_dataset(dataset, tagger, host.index(), rows=rows, progress=progress)))
+            scored.append((name, weight, score_dataset(dataset, tagger, index, rows=rows, progress=progress)))
             lines.append(tagger.describe())
         result = tag_with_ensemble(dataset, scored, params=params, mode=mode, how=how, progress=progress)
         return _answer(result, *lines)

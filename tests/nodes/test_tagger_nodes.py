@@ -8,7 +8,7 @@ from PIL import Image
 
 from atelier_tests.helpers.fake_host import FakeHost
 from atelier_tests.helpers.onnx_tagger import write_tagger
-from lora_atelier.core.errors import FormatError, InputError, UnknownNameError
+from lora_atelier.core.errors import FormatError, InputError, StorageError, UnknownNameError
 from lora_atelier.dataset.scan import DatasetParams, open_folder
 from lora_atelier.nodes import host as host_module
 from lora_atelier.nodes._confusion import confusion_plot
@@ -41,7 +41,7 @@ def host(tmp_path, monkeypatch):
     found = TaggerHost(tmp_path)
     write_tagger(tmp_path / "taggers" / "one")
     write_tagger(tmp_path / "taggers" / "two", layout="NCHW", output="output", sigmoid=False, embedding=True)
-    for module in ("tag", "tag_dataset", "classifier", "_taggers", "_images"):
+    for module in ("tag", "tag_dataset", "classifier", "_taggers", "_index", "_images"):
         monkeypatch.setattr(f"lora_atelier.nodes.{module}.get_host", lambda: found)
     monkeypatch.setattr(host_module, "get_host", lambda: found)
     return found
@@ -76,6 +76,17 @@ def test_tagging_and_another_threshold_from_the_store(host, dataset):
     assert "the tagger knows no tag 'blu', did you mean 'blue'" in report
     assert len(again.tags.ids) < len(tagged.tags.ids)
     assert dataset.caption(0) == "site tag, long_hair"
+
+
+def test_an_index_that_cannot_be_used_is_no_hindrance(host, dataset, monkeypatch):
+    def refuse():
+        raise StorageError("the index cannot be used")
+
+    monkeypatch.setattr(host, "index", refuse)
+    _, report = TagDataset().tag(dataset, "one", "append")["result"]
+    assert "12 tagged anew" in report
+    _, report = TagDataset().tag(dataset, "one", "append", general_threshold=0.9)["result"]
+    assert "12 from the score store" in report
 
 
 def test_an_image_scores_as_its_file_does(host, dataset):
