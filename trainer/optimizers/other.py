@@ -105,12 +105,17 @@ def _made(params: OtherParams, groups: list[dict[str, Any]]) -> torch.optim.Opti
         raise
     except Exception as cause:  # whatever a library's class raises at settings that a person typed
         raise InputError(
-            f"{chosen.__name__} does not take these settings ({type(cause).__name__}: {cause}): check arguments "
+            f"{chosen.__name__} does not take these settings ({_said(cause)}): check arguments "
             f"{params.arguments!r} against its documentation."
         ) from cause
     if hasattr(made, "train"):
         made.train()
     return made
+
+
+def _said(cause: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(cause).split())[:300] or type(cause).__name__
 
 
 def _is_adaptive(optimizer: torch.optim.Optimizer) -> bool:
@@ -132,9 +137,7 @@ def check(params: OtherParams, trained: Trained) -> list[str]:
             whole = _stepped(params, stop=None)
             resumed = _stepped(params, stop=_PROBE_STOP)
         except Exception as cause:  # it is the person's choice of class that fails, for whatever reason
-            raise InputError(
-                f"{title} cannot train a LoRA here ({type(cause).__name__}: {cause}): choose another class."
-            ) from cause
+            raise InputError(f"{title} cannot train a LoRA here ({_said(cause)}): choose another class.") from cause
     if not all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True)):
         raise InputError(
             f"{title} does not go on bit for bit after a stop, because its state does not hold all it needs: choose "
