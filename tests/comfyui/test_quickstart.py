@@ -74,6 +74,7 @@ def page(comfy: Comfy, tmp_path: Path) -> Iterator[Any]:
         page.goto(comfy.url, wait_until="commit")
         page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types['AtelierTrainLora'])")
         page.wait_for_timeout(3000)
+        page.keyboard.press("Escape")  # a first visit opens the list of templates over the graph
         yield page
         context.close()
 
