@@ -56,6 +56,7 @@ class LdmFamily:
     prediction_type: str = EPSILON
     blocks: tuple[str, ...]
     text_encoders: tuple[TextEncoderSpec, ...]
+    takes_sizes: bool = False
     published: Mapping[str, Mapping[str, Any]]
     ldm_stems: bool = False
     """Whether a LoRA's UNet modules are named by their LDM paths (SDXL), else by those of diffusers."""

@@ -148,6 +148,7 @@ class Family(Protocol):
         prediction_type: of the family's usual files; a file's own is in its `Variant`.
         blocks: of the UNet, in the order of the forward pass.
         text_encoders: one for each, in the order of `Components.text_encoders`.
+        takes_sizes: whether the UNet is told of every picture's size and crop (`Conditioning`).
     """
 
     name: str
@@ -159,6 +160,7 @@ class Family(Protocol):
     prediction_type: str
     blocks: tuple[str, ...]
     text_encoders: tuple[TextEncoderSpec, ...]
+    takes_sizes: bool
 
     def detect(self, header: Header) -> bool:
         """Whether the file with this header is of the family."""

@@ -80,6 +80,7 @@ class Sdxl(LdmFamily):
     )
     published = FULL_SIZES
     ldm_stems = True
+    takes_sizes = True
 
     def detect(self, header: Header) -> bool:
         """Whether the header is of an SDXL base checkpoint with all its transformers, or of one of pico's size."""

@@ -40,7 +40,7 @@ SHOWN = (
 )
 """The twelve widgets that are not folded away."""
 
-LATER = ("accumulation_images", "ema_decay", "trained_dtype", "stochastic_rounding")
+LATER = ("accumulation_images", "ema_decay", "trained_dtype", "stochastic_rounding", "fp8_base")
 """Settings that came after the first version: they stand behind all older inputs, so that saved workflows fit."""
 
 DEFAULTS = {

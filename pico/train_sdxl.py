@@ -29,13 +29,13 @@ class SdxlTraining:
     seed: int = 31
     vae_steps: int = 300
     vae_learning_rate: float = 3e-3
-    steps: int = 500
+    steps: int = 250
     drawings: int = 1024
     batch: int = 16
     learning_rate: float = 3e-3
     outer_learning_rate: float = 1.5e-3
     warmup_steps: int = 40
-    decay_share: float = 0.5
+    vae_decay_share: float = 0.5
     weight_decay: float = 0.01
     empty_caption_rate: float = 0.1
     snr_gamma: float = 5.0
@@ -74,7 +74,7 @@ def _train_vae(path: Path, networks: sdxl.Networks, settings: SdxlTraining) -> N
     batches = VaeTraining(seed=settings.seed, steps=2 * steps, crop_px=48)
     progress = ProgressLine("sdxl vae", steps, first_step)
     for step in range(first_step, steps):
-        set_rates(optimizers, warm_flat_falling(step, steps, settings.warmup_steps, settings.decay_share))
+        set_rates(optimizers, warm_flat_falling(step, steps, settings.warmup_steps, settings.vae_decay_share))
         pictures = training_batch(batches, step)
         torch.manual_seed(settings.seed * 1_000_003 + step)
         posterior = vae.encode(pictures).latent_dist
@@ -140,7 +140,7 @@ def _train_unet(path: Path, networks: sdxl.Networks, vocabulary: Vocabulary, set
     progress = ProgressLine("sdxl unet", settings.steps, first_step)
     for step in range(first_step, settings.steps):
         rng = random.Random(f"sdxl step {settings.seed} {step}")
-        set_rates(optimizers, warm_flat_falling(step, settings.steps, settings.warmup_steps, settings.decay_share))
+        set_rates(optimizers, min(1.0, (step + 1) / settings.warmup_steps))  # the running average takes the noise out
         chosen = [rng.randrange(len(drawings)) for _ in range(settings.batch)]
         empty = [rng.random() < settings.empty_caption_rate for _ in chosen]
         captions = ["" if bare else world.caption(drawings[i][0], rng) for i, bare in zip(chosen, empty, strict=True)]

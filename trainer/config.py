@@ -188,6 +188,12 @@ class TrainParams(Params):
         doc="With the trained_dtype bf16: round up or down by chance, so that small updates are not lost.",
         advanced=True,
     )
+    fp8_base: bool = param(
+        False,
+        doc="Keep the frozen UNet's weights in 8 bits, half of what fp16 and bf16 take; they are cast where they are "
+        "used. For SDXL on cards with little memory; needs a device with float8.",
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         """Checks the rules that join several fields."""

@@ -11,8 +11,9 @@ from ..dataset.batches import Batch, EpochBatches, epoch_batches, steps_per_epoc
 from ..dataset.buckets import BucketAssignment
 from ..dataset.captions import caption_for
 from ..dataset.table import Dataset
-from ..families._spec import Components, Family, TextState
+from ..families._spec import Components, Conditioning, Family, TextState
 from .caches import LatentCache
+from .conditioning import conditioning_of
 
 TEXT_BYTES = 2 * 2**30
 
@@ -78,7 +79,8 @@ class KeptTexts:
             raise RuntimeError(f"the text encoder was freed before the caption {caption!r} was encoded")
         with torch.no_grad():
             state = self.family.encode_text(self.components, [caption], clip_skip=self.clip_skip)
-        size_bytes = state.hidden.numel() * state.hidden.element_size()
+        kept = [tensor for tensor in (state.hidden, state.pooled) if tensor is not None]
+        size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in kept)
         if self._kept_bytes + size_bytes <= TEXT_BYTES:
             self._kept[caption] = state
             self._kept_bytes += size_bytes
@@ -100,10 +102,12 @@ class Feed:
         latent_scale: float,
         prior_loss_weight: float,
         device: torch.device,
+        takes_sizes: bool = False,
     ) -> None:
-        """Binds the pictures to a run."""
+        """Binds the pictures to a run; ``takes_sizes`` says whether the network is told of their sizes."""
         self.dataset, self.buckets, self.batch_size, self.seed = dataset, buckets, batch_size, seed
         self.cache, self.texts, self.latent_scale, self.device = latents, texts, latent_scale, device
+        self.takes_sizes = takes_sizes
         self.batches_per_epoch = steps_per_epoch(dataset, buckets, batch_size)
         weights = dataset.loss_weights(prior_loss_weight)
         self._image_weights = None if weights is None else weights.tolist()
@@ -146,9 +150,12 @@ class Feed:
         """Returns None: every element of a picture counts the same."""
         return None
 
-    def conditioning(self, index: int) -> Any:
-        """Returns None: the family is told of the text alone."""
-        return None
+    def conditioning(self, index: int) -> Conditioning | None:
+        """Returns the sizes and crops of the batch's pictures, or None where the family takes none."""
+        if not self.takes_sizes:
+            return None
+        batch = self.batch(index)
+        return conditioning_of([self.buckets[n] for n in batch.images], batch.flips, self.device)
 
     def num_images(self, index: int) -> int:
         """Returns the number of pictures of the batch."""

@@ -30,7 +30,7 @@ def data_hash(dataset: Dataset, contents: Sequence[str]) -> str:
 
 
 def make_manifest(
-    checked: Checked, *, base_sha256: str, content_hash: str, prompt: Mapping[str, Any] | None
+    checked: Checked, *, base_sha256: str, base_id: str, content_hash: str, prompt: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Returns the settings with the origin of every value, the data, the base and the versions."""
     job, dataset = checked.job, checked.job.dataset
@@ -44,7 +44,19 @@ def make_manifest(
             "optimizer": origins(job.optimizer.params),
             "objective": origins(job.objective.params),
         },
-        "base": {"name": job.base.name, "family": job.base.family, "sha256": base_sha256},
+        "base": {
+            "name": job.base.name,
+            "family": job.base.family,
+            "sha256": base_sha256,
+            "identity": base_id,
+            "prediction_type": job.base.prediction_type,
+            "zero_terminal_snr": job.base.zero_terminal_snr,
+            "vae": job.base.vae_name or None,
+            "loras": [
+                {"name": lora.name, "strength_model": lora.strength_model, "strength_clip": lora.strength_clip}
+                for lora in job.base.loras
+            ],
+        },
         "data": {
             "name": dataset.root.name,
             "hash": content_hash,

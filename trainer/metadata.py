@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.files import known_sha256
 from ..dataset.batches import effective_repeats
 from ..dataset.captions import split_tags
 from ..dataset.table import Dataset
@@ -81,12 +82,10 @@ def step_metadata(plan: Plan, *, step: int, epoch: int, finished_at: float, outp
         "ss_steps": step,
         "ss_epoch": epoch,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": checked.family.architecture,
-        "modelspec.implementation": "diffusers",
+        **{key: value for key, value in _base_facts(plan).items() if key.startswith("modelspec.")},
         "modelspec.title": output_name,
         "modelspec.resolution": f"{params.resolution_px}x{params.resolution_px}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(finished_at)),
-        "modelspec.prediction_type": checked.family.prediction_type,
         "modelspec.timestep_range": f"{_setting(checked.job.objective.params, 'min_timestep', 0)},"
         f"{_setting(checked.job.objective.params, 'max_timestep', checked.family.num_train_timesteps)}",
         "modelspec.encoder_layer": params.clip_skip,
@@ -94,13 +93,27 @@ def step_metadata(plan: Plan, *, step: int, epoch: int, finished_at: float, outp
     return {key: _text(value) for key, value in said.items()}
 
 
+def _base_facts(plan: Plan) -> dict[str, Any]:
+    return plan.checked.family.file_facts(plan.checked.job.base.variant)
+
+
+def _vae_values(path: Path | None) -> dict[str, Any]:
+    """Returns the names and hashes of a VAE that took the place of the checkpoint's own."""
+    if path is None:
+        return {"ss_vae_name": None}
+    return {
+        "ss_vae_name": path.name,
+        "ss_vae_hash": legacy_model_hash(path),
+        "ss_new_vae_hash": known_sha256(path),
+    }
+
+
 def _run_values(plan: Plan) -> dict[str, Any]:
     checked, job = plan.checked, plan.checked.job
     params, rates = job.params, checked.optimizer_params
     dropout = float(_setting(job.network.params, "dropout", 0.0))
     values: dict[str, Any] = {
-        "ss_base_model_version": checked.family.base_model_version,
-        "ss_v2": False,
+        **{key: value for key, value in _base_facts(plan).items() if key.startswith("ss_")},
         "ss_network_module": checked.network.module,
         "ss_network_dim": checked.network.rank(job.network.params),
         "ss_network_alpha": checked.network.alpha(job.network.params),
@@ -125,7 +138,8 @@ def _run_values(plan: Plan) -> dict[str, Any]:
         "ss_lowram": False,
         **_objective_values(job.objective.params),
         "ss_prior_loss_weight": params.prior_loss_weight,
-        "ss_vae_name": None,
+        **_vae_values(plan.checked.job.base.vae_path),
+        "ss_fp8_base": params.fp8_base,
     }
     arguments = _network_arguments(plan)
     if arguments:

@@ -78,7 +78,7 @@ def check_job(job: Job) -> Checked:
             f"The optimizer {job.optimizer.name!r} was given the settings of something else; wire an optimizer."
         )
     optimizer, objective = find_optimizer(job.optimizer.name), find_objective(job.objective.name)
-    prediction_type = getattr(job.base, "prediction_type", None) or family.prediction_type
+    prediction_type = job.base.prediction_type
     if objective.prediction_type != prediction_type:
         raise InputError(
             f"The objective {objective.name} is for models that predict {objective.prediction_type}, but "
@@ -272,7 +272,7 @@ class Plan:
         params = job.params
         return "\n".join(
             [
-                f"Plan of {self.run_name}: {params.steps} steps on {job.base.name} ({checked.family.title}).",
+                f"Plan of {self.run_name}: {params.steps} steps on {self._base_text()}.",
                 f"Pictures: {self.num_images}, {self.num_train_images} after repeats, and {self.num_reg_images} for "
                 f"regularisation; {self._skipped_text()}.",
                 f"Buckets: {self._buckets_text()}.",
@@ -288,6 +288,15 @@ class Plan:
                 *(f"Note: {warning}" for warning in checked.warnings),
             ]
         )
+
+    def _base_text(self) -> str:
+        base, extras = self.checked.job.base, [self.checked.family.title]
+        if base.prediction_type != "epsilon":
+            extras.append(f"predicts {base.prediction_type}{', zero terminal SNR' * base.zero_terminal_snr}")
+        if base.vae_path is not None:
+            extras.append(f"VAE {base.vae_name or base.vae_path.name}")
+        extras.extend(f"{lora.name} merged in at {lora.strength_model:g}" for lora in base.loras)
+        return f"{base.name} ({'; '.join(extras)})"
 
     def _update_text(self) -> str:
         images = self.checked.job.params.accumulation_images

@@ -15,11 +15,13 @@ from ..core.files import ensure_space
 from ..core.index import Index
 from ..core.progress import Progress
 from ..dataset.captions import caption_for, captions_vary
+from ..families._base import vae_hash
 from ..families._checkpointing import recompute_activations
 from ..families._spec import Components
 from ..families._targets import every_target
 from ..networks._attach import AdapterSet
 from .average import MovingAverage
+from .base_model import load_frozen
 from .caches import LatentCache
 from .checkpoints import State, latest_readable, list_checkpoints
 from .feed import Feed, KeptTexts, LiveTexts, Texts
@@ -141,10 +143,7 @@ def train_held(
     step = 0
     try:
         # the model, on the CPU until it is needed
-        progress.status(f"loading {job.base.name}")
-        loaded.components = family.load(
-            job.base.path, parts=("unet", "text_encoder"), dtype=precision.weights_dtype, progress=progress
-        )
+        loaded.components = load_frozen(checked, dtype=precision.weights_dtype, device=device, progress=progress)
         chosen = checked.chosen(
             every_target(family, loaded.components, unet=checked.train_unet, text_encoder=checked.train_text_encoder)
         )
@@ -173,12 +172,16 @@ def train_held(
             job.dataset,
             buckets=checked.buckets,
             contents=contents,
-            vae_identity=f"{family.name} {base_sha256}",
+            vae_identity=f"{family.name} {vae_hash(job.base, base_sha256, progress)}",
             flips=[job.dataset.subset_of(number).flip for number in range(len(job.dataset))],
         )
         latents.fill(
             family,
-            lambda: family.load(job.base.path, parts=("vae",), dtype=torch.float32, device=device).vae,
+            lambda: (
+                family.load(
+                    job.base.path, parts=("vae",), dtype=torch.float32, device=device, vae_path=job.base.vae_path
+                ).vae
+            ),
             progress,
         )
 
@@ -211,7 +214,9 @@ def train_held(
         # the loop
         texts = _texts(checked, loaded, progress)
         learner = Learner(
-            predict=lambda noisy, timesteps, text, _: family.predict(loaded.components.unet, noisy, timesteps, text),
+            predict=lambda noisy, timesteps, text, conditioning: family.predict(
+                loaded.components.unet, noisy, timesteps, text, conditioning=conditioning
+            ),
             batches=Feed(
                 dataset=job.dataset,
                 buckets=checked.buckets,
@@ -222,6 +227,7 @@ def train_held(
                 latent_scale=family.latent_scale,
                 prior_loss_weight=job.params.prior_loss_weight,
                 device=device,
+                takes_sizes=family.takes_sizes,
             ),
             objective=checked.objective,
             objective_params=job.objective.params,
@@ -252,7 +258,7 @@ def _noise_schedule(checked: Checked) -> torch.Tensor:
     return checked.objective.schedule(
         checked.family.alphas_cumprod(),
         params=job.objective.params,
-        terminal_snr_is_zero=bool(getattr(job.base, "zero_terminal_snr", False)),
+        terminal_snr_is_zero=job.base.zero_terminal_snr,
     ).to(torch.float32)
 
 

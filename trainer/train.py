@@ -15,7 +15,7 @@ from ..core.index import Index
 from ..core.params import Choice, choice_from_json
 from ..core.progress import Progress, SilentProgress
 from ..dataset.table import Dataset
-from ..families._base import Base
+from ..families._base import Base, identity_hash
 from ..networks._spec import networks
 from .caches import ContentIndex, own_index
 from .checkpoints import Checkpoint, list_checkpoints, load_state
@@ -131,11 +131,12 @@ def continue_run(
     with _own_torch_state(device):
         progress = progress or SilentProgress()
         with _index_of(places, progress) as own:
-            base_sha256 = ContentIndex(own).base_hash(base, progress)
-        if base_sha256 != parent.manifest["base"]["sha256"]:
+            base_id = identity_hash(base, ContentIndex(own).base_hash(base, progress), progress)
+        told = parent.manifest["base"]
+        if base_id != told.get("identity", told["sha256"]):
             raise InputError(
-                f"The run {parent.name} was trained on {parent.manifest['base']['name']}, and {base.name} is another "
-                "model: open the same base to continue."
+                f"The run {parent.name} was trained on {told['name']}, and {base.name} is another model, or has "
+                "another VAE, prediction or LoRA merged in: open the same base to continue."
             )
         start = Start(
             step=checkpoint.step,
@@ -194,12 +195,15 @@ def _train_lora(
         job = checked.job
     hashes = [value for number, value in enumerate(contents.hashes) if number not in contents.damaged]
     content_hash = data_hash(job.dataset, hashes)
-    key = job.key(base_hash=base_sha256, data_hash=content_hash)
+    base_id = identity_hash(job.base, base_sha256, progress)
+    key = job.key(base_hash=base_id, data_hash=content_hash)
     folder, finished = _find(job, places, key)
     if finished is not None:
         return _finished_result(job, finished, places)
     if folder is None:
-        manifest = make_manifest(checked, base_sha256=base_sha256, content_hash=content_hash, prompt=prompt)
+        manifest = make_manifest(
+            checked, base_sha256=base_sha256, base_id=base_id, content_hash=content_hash, prompt=prompt
+        )
         folder = new_run(places.output_dir, name=job.run_name(), key=key, manifest=manifest)
     with RunFolder.held(folder) as run, around():
         # The name of an interrupted run stays as it was begun.

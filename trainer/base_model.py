@@ -1,4 +1,4 @@
-"""LoRAs that belong to a base: their change goes into the frozen weights before anything else is done with them."""
+"""The frozen model of a run: loaded, with the LoRAs that belong to it merged in, in the number format asked for."""
 
 import logging
 from collections.abc import Sequence
@@ -11,9 +11,33 @@ from ..core.progress import Progress
 from ..core.tensors import read_tensors
 from ..families._base import MergedLora
 from ..families._spec import Components, Family
+from ..families._storage import store_in_fp8
 from ..networks._apply import module_change, split_file
+from .plan import Checked
 
 log = logging.getLogger("lora_atelier")
+
+
+def load_frozen(checked: Checked, *, dtype: torch.dtype, device: torch.device, progress: Progress) -> Components:
+    """Loads UNet and text encoders on the CPU, as they are trained on.
+
+    Args:
+        checked: the job.
+        dtype: of the weights, and what 8-bit weights are cast to.
+        device: where the model will compute.
+        progress: told what is done, and may cancel.
+
+    Raises:
+        FormatError: the base or a LoRA of it does not fit.
+        InputError: fp8_base is on and the device has no such type.
+    """
+    job = checked.job
+    progress.status(f"loading {job.base.name}")
+    components = checked.family.load(job.base.path, parts=("unet", "text_encoder"), dtype=dtype, progress=progress)
+    merge_loras(checked.family, components, job.base.loras, progress)
+    if job.params.fp8_base:
+        store_in_fp8(components.unet, compute_dtype=dtype, device=device)
+    return components
 
 
 def merge_loras(family: Family, components: Components, loras: Sequence[MergedLora], progress: Progress) -> None:
