@@ -398,7 +398,11 @@ def quickstart() -> Page:
 
 def main() -> None:
     """Write every shipped workflow."""
+    from atelier_tests.helpers.prepare_pages import prepare_character, prepare_style
+
     quickstart().write("quickstart")
+    prepare_character().write("prepare-character")
+    prepare_style().write("prepare-style")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""Every shipped workflow: both forms agree, are valid and have a thumbnail; those that prepare data sets run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lora_atelier.headless.graph import graph_from_json, read_workflow
+from lora_atelier.headless.runner import check_local, load_graph, local_specs, output_files, output_texts, run_local
+from lora_atelier.headless.terminal import TerminalHost, hosting
+from lora_atelier.nodes.pico import PicoDataset
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "api_workflows").glob("*.json"))
+TRAITS = {"ring", "cross", "eyes", "hat", "halo", "spots"}
+
+
+@pytest.fixture
+def host(tmp_path):
+    with hosting(TerminalHost(tmp_path / "atelier", quiet=True)) as made:
+        yield made
+
+
+def run_prepare(name, host):
+    """The graph's results by node class, the texts and the pictures it shows."""
+    _, specs = local_specs()
+    graph = load_graph(ROOT / "api_workflows" / f"{name}.json", specs)
+    done = run_local(graph, host, keep=("AtelierOpenDataset", "AtelierBalanceRepeats", "AtelierTagDocument"))
+    assert done.warnings == ()
+    results = {graph.nodes[node_id].class_type: values for node_id, values in done.outcome.results.items()}
+    for node in graph.nodes.values():
+        if node.class_type == "AtelierPicoDataset":
+            assert PicoDataset.IS_CHANGED(**node.inputs) == "as drawn", "the data set was written into"
+    return results, output_texts(done.outcome), output_files(done.outcome, host)
+
+
+def captions_of(dataset, concept):
+    """The captions of the pictures of one folder, as sets of tags."""
+    return [set(dataset.tags.row(row)) for row in range(len(dataset))
+            if dataset.subset_of(row).concept == concept]  # fmt: skip
+
+
+def test_both_forms_are_there():
+    assert {"prepare-character", "prepare-style", "quickstart"} <= set(NAMES)
+    assert sorted(path.stem for path in (ROOT / "workflows").glob("*.json")) == NAMES
+    assert sorted(path.stem for path in (ROOT / "workflows").glob("*.jpg")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_page_form_is_the_api_form_and_valid(host, name):
+    _, specs = local_specs()
+    page = graph_from_json(read_workflow(ROOT / "workflows" / f"{name}.json"), specs).nodes
+    graph = load_graph(ROOT / "api_workflows" / f"{name}.json", specs)
+    assert check_local(graph) == ()
+    assert {(n.id, n.class_type) for n in page.values()} == {(n.id, n.class_type) for n in graph.nodes.values()}
+    for node_id, node in page.items():
+        assert dict(node.inputs) == dict(graph.nodes[node_id].inputs), node.label
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_lies_on_another_and_each_is_in_a_group(name):
+    page = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    boxes = [(*node["pos"], node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1])
+             for node in page["nodes"]]  # fmt: skip
+    for number, one in enumerate(boxes):
+        for other in boxes[:number]:
+            assert one[0] >= other[2] or one[2] <= other[0] or one[1] >= other[3] or one[3] <= other[1], (one, other)
+    groups = [group["bounding"] for group in page["groups"]]
+    for node, box in zip(page["nodes"], boxes, strict=True):
+        inside = [x <= box[0] and y <= box[1] and box[2] <= x + w and box[3] <= y + h for x, y, w, h in groups]
+        assert node["type"] == "MarkdownNote" or any(inside), node["type"]
+    assert any(node["type"] == "MarkdownNote" for node in page["nodes"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thumbnail(name):
+    with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
+        assert thumbnail.format == "JPEG"
+        assert min(thumbnail.size) >= 300
+
+
+def test_prepare_character_prunes_traits_and_balances(host):
+    results, texts, pictures = run_prepare("prepare-character", host)
+    dataset = results["AtelierBalanceRepeats"][0][0]
+    for concept, trigger in (("kest", "lumo kest"), ("vard", "lumo vard")):
+        captions = captions_of(dataset, concept)
+        assert all(trigger in caption and not caption & TRAITS for caption in captions)
+        assert all(any("background" in tag for tag in caption) for caption in captions)
+    reg = captions_of(dataset, "shapes")
+    assert len(reg) == 48
+    assert any(caption & TRAITS for caption in reg)
+    seen = {subset.concept: subset.repeats * int((dataset.subset_index == number).sum())
+            for number, subset in enumerate(dataset.subsets)}  # fmt: skip
+    assert seen["kest"] == seen["vard"] == 84
+    assert all(path.is_file() for path in pictures)
+    assert len(pictures) >= 7
+    said = "\n".join(texts)
+    for part in ("Data set doctor: 88 pictures", "'lumo': lumo kest, lumo vard", "preset character: 40 of 88 captions",
+                 "removed by hand", "Balance of 2 folders", "Data set profile", "Tag document"):  # fmt: skip
+        assert part in said, part
+
+
+def test_prepare_style_tags_everything_but_the_style(host):
+    results, texts, pictures = run_prepare("prepare-style", host)
+    dataset = results["AtelierBalanceRepeats"][0][0]
+    styled, plain = captions_of(dataset, "tavi"), captions_of(dataset, "shapes")
+    assert len(styled) == len(plain) == 32
+    assert all("tavi strokes" in caption and "hatched" not in caption for caption in styled)
+    assert all(len(caption) >= 5 for caption in styled)
+    assert not any("tavi strokes" in caption for caption in plain)
+    repeats = {subset.concept: subset.repeats for subset in dataset.subsets}
+    assert repeats["shapes"] == 2 * repeats["tavi"]
+    assert len(pictures) >= 7
+    assert "preset style: 32 of 64 captions" in "\n".join(texts)
