@@ -20,7 +20,7 @@ from lora_atelier.pico.datasets import is_prompt_pair
 from .world import SIDE_PX, World
 
 ARMS = ("heads", "heads and persons")
-STEPS = 400
+STEPS = 300
 NUM_IMAGES = 32
 NUM_PICTURES = 48
 CONCEPT = "kest"

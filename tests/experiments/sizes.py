@@ -13,15 +13,16 @@ from lora_atelier.pico.datasets import is_prompt_pair
 from .world import World
 
 ARMS = ("several", "one")
-STEPS = 800
+STEPS = 600
 NUM_IMAGES = 80
 NUM_PICTURES = 64
 CONTRADICTED = 0.75
 """Share of the pictures whose site caption names the other size as well."""
-WORDS = {"small": "wug", "large": "dax"}
-"""Size words that the base has never read; a LoRA has to learn them from these captions alone."""
+WORDS = {"small": "cross", "large": "ring"}
+"""Size words that mean nothing to the base (it never saw these shapes) but are tokens of their own: made-up words fall
+into syllables, which the base was taught to ignore. A LoRA has to learn them from these captions alone."""
 ONE_SIZE = "exclusive arbiter=score: size: small, large"
-RENAMED = "rename: small -> wug, large -> dax"
+RENAMED = "rename: small -> cross, large -> ring"
 
 
 def scenes(rng: random.Random) -> Iterator[pico.Scene]:
