@@ -42,11 +42,10 @@ KINDS = {
 }
 """Per kind: folder of the plug-ins, title, menu group."""
 
-SHOWN_NAMES = {"adamw": "AdamW"}
 ALIASES = {
     "network": ["network", "lora", "lycoris", "rank", "dim", "alpha"],
     "optimizer": ["optimizer", "learning rate", "lr", "scheduler"],
-    "objective": ["objective", "loss", "noise offset"],
+    "objective": ["objective", "loss", "noise offset", "min snr", "v prediction"],
 }
 
 
@@ -60,7 +59,7 @@ def _choice_node(kind: str, name: str, plugin: Any, title: str, category: str) -
         return (Choice(kind=kind, name=name, params=params_from(plugin.params, values)),)
 
     names = [parameter.name for parameter in plugin.params.parameters()]
-    shown = getattr(plugin, "title", None) or SHOWN_NAMES.get(name, camel(name))
+    shown = plugin.title
     return type(
         f"{camel(kind)}{camel(name)}",
         (),

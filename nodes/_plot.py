@@ -47,7 +47,7 @@ def loss_plot(run: RunInfo, *, smoothing: float) -> Image.Image:
     axes.set(xlabel="step", ylabel="loss", title=run.name)
     axes.grid(alpha=0.25)
     rates = axes.twinx()
-    for column, style, label in (("lr_unet", "-", "lr UNet"), ("lr_text_encoder", "--", "lr text encoder")):
+    for column, style, label in _rate_lines(run):
         values = [row[column] for row in run.rows]
         if any(values):
             rates.plot(steps, values, color=RATE_COLOUR, linewidth=1, linestyle=style, label=label)
@@ -59,3 +59,13 @@ def loss_plot(run: RunInfo, *, smoothing: float) -> Image.Image:
     buffer = io.BytesIO()
     canvas.print_png(buffer)
     return Image.open(buffer).convert("RGB")
+
+
+def _rate_lines(run: RunInfo) -> tuple[tuple[str, str, str], ...]:
+    """Column, line style and label of each rate; of an optimizer that finds its rate, the one it found.
+
+    The rates that are set are factors on it then, 1 most often, beside which it would not be seen.
+    """
+    if any(row.get("effective_lr", row["lr_unet"]) not in (row["lr_unet"], row["lr_text_encoder"]) for row in run.rows):
+        return (("effective_lr", "-", "lr found (d x lr)"),)
+    return (("lr_unet", "-", "lr UNet"), ("lr_text_encoder", "--", "lr text encoder"))

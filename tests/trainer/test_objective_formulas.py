@@ -109,6 +109,13 @@ def test_zero_terminal_snr(step: int) -> None:
     assert bool((fixed.diff() < 0).all())
 
 
+def test_the_family_s_own_correction_is_the_same() -> None:
+    family = get_family("sdxl")
+    torch.testing.assert_close(
+        zero_terminal_snr(family.alphas_cumprod()), family.alphas_cumprod(zero_terminal_snr=True)
+    )
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_weights_are_made_after_the_fix(step: int) -> None:
     """kohya's issue 1263: tables made before the fix disagree with the noise that is added."""

@@ -70,6 +70,7 @@ class Objective:
 
     Attributes:
         name: the name in menus and files; equal to the file name.
+        title: how people write it.
         summary: one line for a tooltip.
         source: where the formulas stand.
         prediction_type: which kind of model it trains ("epsilon", ...), as the family names it.
@@ -80,6 +81,7 @@ class Objective:
     """
 
     name: str
+    title: str
     summary: str
     source: str
     prediction_type: str

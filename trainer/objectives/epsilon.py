@@ -64,6 +64,7 @@ def loss(
 
 OBJECTIVE = Objective(
     name="epsilon",
+    title="Epsilon",
     summary="The error of the predicted noise, for models that predict noise (SD1.x, SDXL).",
     source="Ho, Jain and Abbeel 2020 (DDPM), equations 4 and 14",
     prediction_type="epsilon",

@@ -65,6 +65,7 @@ def schedule(alphas_cumprod: torch.Tensor, *, params: VPredictionParams, termina
 
 OBJECTIVE = Objective(
     name="v_prediction",
+    title="V-Prediction",
     summary="The error of the predicted velocity, for models that predict v (SD 2.x 768, v-prediction SDXL).",
     source="Salimans and Ho 2022 (Progressive Distillation), section 4 and appendix D",
     prediction_type="v_prediction",

@@ -155,6 +155,7 @@ class Optimizer:
 
     Attributes:
         name: the name in menus and files; equal to the file name.
+        title: how people write it.
         summary: one line for a tooltip.
         source: where the algorithm stands.
         params: its settings, a subclass of OptimizerParams.
@@ -167,6 +168,7 @@ class Optimizer:
     """
 
     name: str
+    title: str
     summary: str
     source: str
     params: type[OptimizerParams]

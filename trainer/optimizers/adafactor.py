@@ -61,6 +61,7 @@ def check(params: AdafactorParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="adafactor",
+    title="Adafactor",
     summary="Adam with hardly any state: the least memory.",
     source="Shazeer and Stern 2018 (Adafactor), algorithm 4; pytorch_optimizer.AdaFactor",
     params=AdafactorParams,

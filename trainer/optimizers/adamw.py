@@ -66,6 +66,7 @@ def build(groups: Sequence[ParamGroup], params: AdamWParams) -> torch.optim.Opti
 
 OPTIMIZER = Optimizer(
     name="adamw",
+    title="AdamW",
     summary="Adam with decoupled weight decay; the usual choice.",
     source="Loshchilov and Hutter 2019 (Decoupled Weight Decay Regularization), algorithm 2; torch.optim.AdamW",
     params=AdamWParams,

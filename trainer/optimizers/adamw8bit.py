@@ -48,6 +48,7 @@ def check(params: AdamW8bitParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="adamw8bit",
+    title="AdamW 8-bit",
     summary="AdamW with its state in 8 bits; needs bitsandbytes and an NVIDIA card.",
     source="Dettmers et al. 2022 (8-bit Optimizers via Block-wise Quantization); bitsandbytes.optim.AdamW8bit",
     params=AdamW8bitParams,

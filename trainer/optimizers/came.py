@@ -39,6 +39,7 @@ def check(params: CameParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="came",
+    title="CAME",
     summary="Adafactor that trusts steady updates more: little memory, as good as Adam.",
     source="Luo et al. 2023 (CAME), algorithm 2; pytorch_optimizer.CAME",
     params=CameParams,

@@ -85,6 +85,7 @@ def check(params: DAdaptAdagradParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="dadapt_adagrad",
+    title="D-Adaptation AdaGrad",
     summary="AdaGrad that finds its step size itself by D-Adaptation (learning rate 1).",
     source="Defazio and Mishchenko 2023 (Learning-Rate-Free Learning by D-Adaptation), algorithm 3",
     params=DAdaptAdagradParams,

@@ -94,6 +94,7 @@ def check(params: DAdaptAdamParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="dadapt_adam",
+    title="D-Adaptation Adam",
     summary="Adam that finds its step size itself by D-Adaptation (learning rate 1).",
     source="Defazio and Mishchenko 2023 (Learning-Rate-Free Learning by D-Adaptation), algorithm 5",
     params=DAdaptAdamParams,

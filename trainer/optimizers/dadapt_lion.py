@@ -83,6 +83,7 @@ def check(params: DAdaptLionParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="dadapt_lion",
+    title="D-Adaptation Lion",
     summary="Lion that finds its step size itself by D-Adaptation (learning rate 1); the usual choice for characters.",
     source="Defazio and Mishchenko 2023 (Learning-Rate-Free Learning by D-Adaptation); the authors' DAdaptLion",
     params=DAdaptLionParams,

@@ -78,6 +78,7 @@ def check(params: DAdaptSgdParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="dadapt_sgd",
+    title="D-Adaptation SGD",
     summary="SGD with momentum that finds its step size itself by D-Adaptation (learning rate 1).",
     source="Defazio and Mishchenko 2023 (Learning-Rate-Free Learning by D-Adaptation), algorithm 4",
     params=DAdaptSgdParams,

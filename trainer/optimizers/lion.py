@@ -53,6 +53,7 @@ def check(params: LionParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="lion",
+    title="Lion",
     summary="Moves every weight by the same amount, by the sign of a mean of the gradients; half of AdamW's memory.",
     source="Chen et al. 2023 (Symbolic Discovery of Optimization Algorithms), program 1; pytorch_optimizer.Lion",
     params=LionParams,

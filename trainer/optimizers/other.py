@@ -177,6 +177,7 @@ def _stepped(params: OtherParams, *, stop: int | None) -> list[torch.Tensor]:
 
 OPTIMIZER = Optimizer(
     name="other",
+    title="Any Other",
     summary="Any optimizer of pytorch_optimizer or torch by name; tried out before the run.",
     source="the paper of the chosen class, which pytorch_optimizer names",
     params=OtherParams,

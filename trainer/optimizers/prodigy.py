@@ -123,6 +123,7 @@ def check(params: ProdigyParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="prodigy",
+    title="Prodigy",
     summary="Adam that finds its step size itself (learning rate 1); faster than D-Adaptation.",
     source="Mishchenko and Defazio 2024 (Prodigy: An Expeditiously Adaptive Parameter-Free Learner), algorithm 4",
     params=ProdigyParams,

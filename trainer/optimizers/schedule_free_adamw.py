@@ -62,6 +62,7 @@ def check(params: ScheduleFreeAdamWParams, trained: Trained) -> list[str]:
 
 OPTIMIZER = Optimizer(
     name="schedule_free_adamw",
+    title="Schedule-Free AdamW",
     summary="AdamW that needs no falling learning rate: the LoRA is an average over the way.",
     source="Defazio et al. 2024 (The Road Less Scheduled), algorithm 1; pytorch_optimizer.ScheduleFreeAdamW",
     params=ScheduleFreeAdamWParams,
