@@ -287,6 +287,32 @@ def test_key_lists_equal_kohyas(params: LoraParams, fixture: str) -> None:
     assert {key: list(value.shape) for key, value in adapter.file_tensors().items()} == expected
 
 
+@pytest.mark.parametrize(
+    ("params", "fixture"),
+    [
+        (LoraParams(rank=4, alpha=1.0), "kohya_sdxl_lora_rank4.json"),
+        (LoraParams(rank=4, alpha=1.0, conv_rank=4, conv_alpha=1.0), "kohya_sdxl_locon_rank4_conv4.json"),
+    ],
+)
+def test_key_lists_of_sdxl_equal_kohyas(params: LoraParams, fixture: str) -> None:
+    """The UNet's; those of the text encoders are the same for every network of linear layers."""
+    from diffusers import UNet2DConditionModel
+
+    from lora_atelier.families.sdxl import FULL_SIZES
+
+    family = get_family("sdxl")
+    with torch.device("meta"):
+        components = Components(unet=UNet2DConditionModel(**FULL_SIZES["unet"]))
+    targets = every_target(family, components, text_encoder=False)
+    chosen = parse_targeting("", family.blocks).choose(targets, get_network("lora"), params)
+    choice = Choice(kind="network", name="lora", params=params)
+    adapter = AdapterSet.attach([target for target, _ in chosen], choice, seed=0, device="meta")
+    expected = json.loads((FIXTURES / fixture).read_text(encoding="utf-8"))
+    unet = {key: shape for key, shape in expected.items() if key.startswith("lora_unet_")}
+    assert {key: list(value.shape) for key, value in adapter.file_tensors().items()} == unet
+    assert {target.stem for target in targets} <= family.accepted_stems(components)
+
+
 def test_every_name_of_a_module_is_known(tiny: Components, family: Family) -> None:
     accepted = family.accepted_stems(tiny)
     for target in every_target(family, tiny, text_encoder=False):
