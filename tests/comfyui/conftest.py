@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from atelier_tests.helpers.browser import opened_page
 from atelier_tests.helpers.comfy_server import Comfy
 
 
@@ -27,3 +29,10 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def page(comfy: Comfy, tmp_path: Path) -> Iterator[Any]:
+    """Its page in a real browser."""
+    with opened_page(comfy, tmp_path / "profile") as opened:
+        yield opened

@@ -1,31 +1,14 @@
 """The shipped quickstart: over the API to a LoRA that has learned, and in the page of a real browser."""
 
 import json
-import os
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from atelier_tests.helpers.browser import PAGE_S, open_template, screenshot
 from atelier_tests.helpers.comfy_server import PACK, PACK_FOLDER, Comfy
 
 API = json.loads((PACK / "api_workflows/quickstart.json").read_text(encoding="utf-8"))
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-BROWSER_OPTIONS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-proxy-server",
-]
-PAGE_S = float(os.environ.get("ATELIER_PAGE_TIMEOUT_S", "120"))
 
 
 def ids_of(class_type: str) -> list[str]:
@@ -55,45 +38,10 @@ def test_the_api_form_runs_to_a_lora_that_has_learned(comfy: Comfy) -> None:
     assert time.monotonic() - started < 5.0
 
 
-@pytest.fixture
-def page(comfy: Comfy, tmp_path: Path) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium; install it or name it in CHROMIUM")
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            str(tmp_path / "profile"),
-            executable_path=CHROMIUM,
-            args=BROWSER_OPTIONS,
-            viewport={"width": 1900, "height": 1100},
-        )
-        page = context.new_page()
-        page.set_default_timeout(PAGE_S * 1000)
-        page.messages = []
-        page.on("console", lambda message: page.messages.append(f"{message.type} {message.text}"))
-        page.goto(comfy.url, wait_until="commit")
-        page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types['AtelierTrainLora'])")
-        page.wait_for_timeout(3000)
-        page.keyboard.press("Escape")  # a first visit opens the list of templates over the graph
-        yield page
-        context.close()
-
-
 def test_the_page_opens_the_workflow_and_queues_it(comfy: Comfy, page: Any, tmp_path: Path) -> None:
-    templates = comfy.get("/api/workflow_templates")
-    assert "quickstart" in templates[PACK_FOLDER]
-    assert comfy.get_bytes(f"/api/workflow_templates/{PACK_FOLDER}/quickstart.jpg")[:2] == b"\xff\xd8"
-    workflow = comfy.get(f"/api/workflow_templates/{PACK_FOLDER}/quickstart.json")
-    page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
-    page.wait_for_timeout(2000)
-    missing = "window.app.graph._nodes.filter(n => !window.LiteGraph.registered_node_types[n.type]).map(n => n.type)"
-    assert page.evaluate(missing) == []
-    assert page.get_by_text("Missing Node").count() == 0
+    prompt = open_template(comfy, page, PACK_FOLDER, "quickstart")
     wanted = {node_id: node["inputs"] for node_id, node in API.items()}
-    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     assert {node_id: node["inputs"] for node_id, node in prompt.items()} == wanted
-    ours = [text for text in page.messages if "atelier" in text.lower() and text.startswith(("error", "warning"))]
-    assert not ours, ours
 
     known = set(comfy.get("/history"))
     page.evaluate("() => window.app.queuePrompt(0)")
@@ -104,7 +52,7 @@ def test_the_page_opens_the_workflow_and_queues_it(comfy: Comfy, page: Any, tmp_
     (train_id,) = ids_of("AtelierTrainLora")
     shown = "id => window.app.graph.getNodeById(Number(id)).widgets.find(w => w.name === 'atelier_report')?.value"
     assert "steps" in (page.evaluate(shown, train_id) or "")
-    page.screenshot(path=str(Path(os.environ.get("ATELIER_SCREENSHOTS", tmp_path)) / "quickstart.png"))
+    screenshot(page, "quickstart", tmp_path)
 
 
 def _new_prompt(comfy: Comfy, known: set[str]) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from atelier_tests.helpers.prepare_pages import prepare_character, prepare_style
+from atelier_tests.helpers.workflow_pages import quickstart
 from lora_atelier.headless.graph import graph_from_json, read_workflow
 from lora_atelier.headless.runner import check_local, load_graph, local_specs, output_files, output_texts, run_local
 from lora_atelier.headless.terminal import TerminalHost, hosting
@@ -56,6 +58,13 @@ def test_page_form_is_the_api_form_and_valid(host, name):
     assert {(n.id, n.class_type) for n in page.values()} == {(n.id, n.class_type) for n in graph.nodes.values()}
     for node_id, node in page.items():
         assert dict(node.inputs) == dict(graph.nodes[node_id].inputs), node.label
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_what_their_description_writes(host, name):
+    page = {"quickstart": quickstart, "prepare-character": prepare_character, "prepare-style": prepare_style}[name]()
+    api = json.loads((ROOT / "api_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    assert api == page.api, "run: python tests/helpers/workflow_pages.py"
 
 
 @pytest.mark.parametrize("name", NAMES)

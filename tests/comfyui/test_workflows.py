@@ -1,0 +1,53 @@
+"""The shipped workflows that prepare data sets: over the API, and opened in the page of a real browser."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atelier_tests.helpers.browser import open_template, screenshot
+from atelier_tests.helpers.comfy_server import PACK, PACK_FOLDER, Comfy
+
+NAMES = ("prepare-character", "prepare-style")
+SAYS = {
+    "prepare-character": {
+        "AtelierDatasetDoctor": "'lumo': lumo kest, lumo vard",
+        "AtelierTagDataset": "pico-tagger, append: ",
+        "AtelierBalanceRepeats": "Balance of 2 folders: 40 files, 168 seen per epoch",
+        "AtelierDatasetProfile": "40 + 48 for regularisation",
+        "AtelierTagDocument": "Tag document",
+    },
+    "prepare-style": {
+        "AtelierDatasetDoctor": "Data set doctor: 64 pictures in 2 folders",
+        "AtelierTagDataset": "pico-tagger, append: ",
+        "AtelierBalanceRepeats": "Balance of 2 folders: 64 files, 96 seen per epoch",
+        "AtelierTagDocument": "Tag document",
+    },
+}
+"""What the nodes of each workflow must say, by class."""
+
+
+def api_form(name: str) -> dict[str, Any]:
+    form: dict[str, Any] = json.loads((PACK / f"api_workflows/{name}.json").read_text(encoding="utf-8"))
+    return form
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_api_form_runs_to_its_report(comfy: Comfy, name: str) -> None:
+    graph = api_form(name)
+    outputs = comfy.run(graph, timeout_s=900)["outputs"]
+    said = {graph[node_id]["class_type"]: "\n".join(shown.get("text", ())) for node_id, shown in outputs.items()}
+    for class_type, part in SAYS[name].items():
+        assert part in said[class_type], (class_type, said[class_type])
+    pictures = [image for shown in outputs.values() for image in shown.get("images", ())]
+    assert len(pictures) >= 7
+    assert all(comfy.image(image)[:4] == b"\x89PNG" for image in pictures)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_opens_it(comfy: Comfy, page: Any, name: str, tmp_path: Path) -> None:
+    prompt = open_template(comfy, page, PACK_FOLDER, name)
+    wanted = {node_id: node["inputs"] for node_id, node in api_form(name).items()}
+    assert {node_id: node["inputs"] for node_id, node in prompt.items()} == wanted
+    screenshot(page, name, tmp_path)
