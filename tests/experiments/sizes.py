@@ -58,7 +58,7 @@ def prepared(world: World, arm: str, seed: int) -> Dataset:
                 pico.draw(scene).save(inner / f"{number:04d}.png", format="PNG")
                 text = site_caption(scene, rng)
                 (inner / f"{number:04d}.txt").write_text(text + "\n", encoding="utf-8", newline="\n")
-    dataset = world.tagged(world.open(folder), "append")
+    dataset = world.tagged(world.open(folder, keep_tokens=0), "append")
     recipe = f"{ONE_SIZE}\n{RENAMED}" if arm == "one" else RENAMED
     return world.steps(dataset, recipe)
 

@@ -100,9 +100,9 @@ class World:
         """Where drawn pictures of this name lie."""
         return self.folder / "datasets" / name
 
-    def open(self, folder: Path) -> Dataset:
-        """A drawn folder as a data set; its first tag is kept in front."""
-        return open_folder(folder, DatasetParams(keep_tokens=1), index=self.host.index())
+    def open(self, folder: Path, *, keep_tokens: int = 1) -> Dataset:
+        """A drawn folder as a data set; its first tags, such as the trigger, are kept in front."""
+        return open_folder(folder, DatasetParams(keep_tokens=keep_tokens), index=self.host.index())
 
     def tagged(self, dataset: Dataset, mode: str) -> Dataset:
         """The data set with the tagger's tags, blanks for underscores."""
