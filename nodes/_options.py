@@ -53,7 +53,8 @@ def _choice_node(kind: str, name: str, plugin: Any, title: str, category: str) -
     """The node of a network, optimizer or objective."""
 
     def input_types(cls: type) -> dict[str, Any]:
-        return {"required": widgets(plugin.params)}
+        # Optional, though each has a default: a graph saved before a setting was added must go on running.
+        return {"optional": widgets(plugin.params)}
 
     def choose(self: Any, **values: Any) -> tuple[Choice]:
         return (Choice(kind=kind, name=name, params=params_from(plugin.params, values)),)
@@ -85,6 +86,8 @@ def _axis_node(name: str, axis: Any) -> type:
     kinds = {wire.name: wire for wire in axis.sockets}
 
     def input_types(cls: type) -> dict[str, Any]:
+        if not axis.sockets:
+            return {"optional": widgets(axis.params)}  # as above
         types: dict[str, Any] = {"required": widgets(axis.params), "optional": {}}
         for wire in axis.sockets:
             types["required" if wire.required else "optional"][wire.name] = socket(wire.kind, _sentence(wire.doc))

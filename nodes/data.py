@@ -12,9 +12,12 @@ from ..dataset.table import Dataset
 from ..dataset.toml_config import fingerprint_config
 from ._index import index_if_usable
 from .host import get_host
-from .widgets import ROOT_CATEGORY, params_from, text, widgets
+from .widgets import ROOT_CATEGORY, params_from, split_widgets, text
 
 DATA_ROOTS = ("input", "datasets", "output", "extra")
+LATER = ("separator", "underscores", "site_tags", "site_ratings")
+"""Settings that came after the first version."""
+
 FOLDER_TOOLTIP = (
     "Folder with pictures and .txt captions, below the input, datasets or output folder (or one the owner has "
     "allowed): kohya folders such as 10_name, any folder of pictures, or a kohya .toml file. Edited files are "
@@ -53,14 +56,16 @@ class OpenDataset:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs."""
+        first, later = split_widgets(DatasetParams, LATER)
         return {
             "required": {
                 "folder": text(FOLDER_TOOLTIP),
                 "reg_folder": text(
                     "Folder of regularisation pictures, which keep the model's other knowledge alive; empty for none."
                 ),
-                **widgets(DatasetParams),
-            }
+                **first,
+            },
+            "optional": later,
         }
 
     @classmethod

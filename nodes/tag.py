@@ -10,7 +10,10 @@ from ._changes import named_file_state
 from ._images import to_pil
 from ._taggers import refusal_of, tagger_combo, tagger_path
 from .host import get_host
-from .widgets import ROOT_CATEGORY, params_from, socket, widgets
+from .widgets import ROOT_CATEGORY, params_from, socket, split_widgets
+
+LATER = ("thresholds", "mcut", "mcut_floor", "mcut_maximum", "categories")
+"""Settings that came after the first version."""
 
 
 class TagImage:
@@ -32,12 +35,14 @@ class TagImage:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs."""
+        first, later = split_widgets(PickParams, LATER)
         return {
             "required": {
                 "image": socket("IMAGE", "The picture or pictures to tag."),
                 "tagger_name": tagger_combo(),
-                **widgets(PickParams),
-            }
+                **first,
+            },
+            "optional": later,
         }
 
     @classmethod

@@ -20,7 +20,7 @@ from ..trainer.starting import StartLora, choice_of_file
 from ..trainer.train import RunResult, continue_run, train_lora
 from ._index import index_if_usable
 from .host import get_host
-from .widgets import ROOT_CATEGORY, combo, number, params_from, socket, text, widgets
+from .widgets import ROOT_CATEGORY, combo, number, params_from, socket, split_widgets, text
 
 log = logging.getLogger("lora_atelier")
 
@@ -62,11 +62,6 @@ def default_choice(kind: str) -> Choice:
     """The option that is used when its socket is left open, with its own defaults."""
     name, find = DEFAULTS[kind]
     return Choice(kind=kind, name=name, params=find(name).params())
-
-
-def train_widgets(*, later: bool) -> dict[str, Any]:
-    """The widgets of the run's settings: those of the first version, or those that came later."""
-    return {name: entry for name, entry in widgets(TrainParams, shown=SHOWN).items() if (name in LATER) == later}
 
 
 def shown_result(result: RunResult, trigger: str) -> dict[str, Any]:
@@ -111,11 +106,12 @@ class TrainLora:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs."""
+        first, later = split_widgets(TrainParams, LATER, shown=SHOWN)
         return {
             "required": {
                 "base": socket("ATELIER_BASE", "The model to train on."),
                 "dataset": socket("ATELIER_DATASET", "The pictures and captions to learn."),
-                **train_widgets(later=False),
+                **first,
             },
             "optional": {
                 "network": socket("ATELIER_NETWORK", "Kind and size of the adapter; LoRA of rank 16 when left open."),
@@ -131,7 +127,7 @@ class TrainLora:
                     "A LoRA whose values the training begins with; its modules, ranks and alphas are taken over, its "
                     "strengths are not. With the network left open, its kind of network too.",
                 ),
-                **train_widgets(later=True),
+                **later,
             },
             "hidden": {"prompt": "PROMPT"},
         }

@@ -48,6 +48,21 @@ def widgets(params: type[Params], *, shown: Collection[str] | None = None) -> di
     }
 
 
+def split_widgets(
+    params: type[Params], later: Collection[str], *, shown: Collection[str] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same entries in two: those of a node's first version, and those that came later.
+
+    The later ones belong behind all older inputs and among the optional ones: ComfyUI refuses a graph in the API format
+    that lacks a required input, which every graph saved before would.
+    """
+    entries = widgets(params, shown=shown)
+    return (
+        {name: entry for name, entry in entries.items() if name not in later},
+        {name: entry for name, entry in entries.items() if name in later},
+    )
+
+
 def params_from(params: type[SomeParams], values: Mapping[str, Any]) -> SomeParams:
     """The parameters out of a node's arguments; what is missing takes its default, what is not a parameter is left.
 

@@ -170,6 +170,8 @@ class TestGolden:
 
         assert breaks() == []
         assert breaks(inputs=[*old["A"]["inputs"], ["z", "INT"]], outputs=[["o", "MODEL"], ["p", "INT"]]) == []
+        assert breaks(inputs=[*old["A"]["inputs"], ["z", "INT"]], required=["x", "z"])
+        assert breaks(inputs=[*old["A"]["inputs"], ["z", "INT"]], required=["x"]) == []
         assert breaks(inputs=[["x", "INT"], ["y", {"COMBO": ["c", "a", "b"]}]]) == []
         assert breaks(inputs=[["z", "INT"], *old["A"]["inputs"]])
         assert breaks(inputs=old["A"]["inputs"][::-1])

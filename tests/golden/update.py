@@ -7,8 +7,8 @@ Written are the golden file of ids, inputs and outputs (``tests/golden/nodes.jso
 (``locales/en/nodeDefs.json``), a help page per node (``web/docs/<Id>.md``) and the table of nodes in README.md. A
 help page may hold more than what is generated: what stands below the line ``<!-- notes -->`` is kept.
 
-An id, an input or an output that disappears, moves or changes its type breaks every saved workflow; it is refused
-unless ``--break-workflows`` is given.
+An id, an input or an output that disappears, moves or changes its type breaks every saved workflow, and so does a new
+input of an old node that is required; it is refused unless ``--break-workflows`` is given.
 """
 
 import json
@@ -40,6 +40,7 @@ def golden_of(nodes: dict[str, Any]) -> dict[str, Any]:
                 for key, kind, _ in flat_inputs(node)
             ],
             "outputs": list(map(list, zip(node["output_names"], node["outputs"], strict=True))),
+            "required": [row[0] for row in node["inputs"].get("required", [])],
         }
         for name, node in nodes.items()
     }
@@ -59,6 +60,9 @@ def breaks(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
                     found.append(f"{name}: {part} number {index} was {key!r}; it was removed, renamed or moved")
                     break
                 found += [f"{name}.{key}: {reason}" for reason in _type_breaks(kind, after[index][1])]
+        known = {key for key, _ in before["inputs"]}
+        asked = [key for key in new[name].get("required", ()) if key not in known]
+        found += [f"{name}.{key}: it is new and required; make it optional" for key in asked]
     return found
 
 
