@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from ..core.errors import InputError
 from ..core.files import atomic_path, link_or_copy, read_json, safe_name, write_json, write_text
 from ..core.index import Index
@@ -20,6 +23,7 @@ from ..core.progress import Progress, SilentProgress
 from .caption_files import caption_bytes, write_caption
 from .headers import FILES_AT_ONCE, WORKERS, PictureFile, read_headers
 from .images import BadPicture, load_row
+from .masks import load_mask
 from .save_report import SaveReport, Work
 from .table import Dataset, Subset
 from .words import counted
@@ -29,6 +33,8 @@ CAPTIONS = (".txt", ".caption", ".json", ".txt and .json")
 METADATA = ("none", "json", "jsonl")
 MARK = "atelier-export.json"
 TOML_NAME = "dataset.toml"
+MASKS = "masks"
+"""Folder of the masks, with a folder in it for each folder of pictures, and files of the pictures' names."""
 _KOHYA_ENDINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -100,38 +106,46 @@ def export_dataset(
     if done:
         return Exported(folder=place, report=SaveReport(title=f"{place.name} lies there already.", counts={}))
     work = Work()
-    counts = {"pictures": 0, "drawn anew (cropped, turned, or of another format)": 0, "captions": 0}
+    counts = {"pictures": 0, "drawn anew (cropped, turned, or of another format)": 0, "captions": 0, "masks": 0}
     with atomic_path(place, durable=False) as temporary:
         temporary.mkdir()
         folders = _folder_names(dataset.subsets)
         names = _file_names(dataset)
         _write_pictures(dataset, temporary, folders, names, params, index, progress, work, counts)
         if params.toml:
-            write_text(temporary / TOML_NAME, toml_text(dataset, folders, params))
+            write_text(temporary / TOML_NAME, toml_text(dataset, folders, params, masks=MASKS))
         if params.metadata != "none":
             _write_metadata(dataset, temporary, folders, names, params.metadata)
         write_json(temporary / MARK, {"fingerprint": fingerprint, "history": list(dataset.history)})
     title = f"Exported {counted(counts['pictures'], 'picture')} in {counted(len(folders), 'folder')} to {place.name}."
-    notes = () if place == target else (f"{target.name} was taken, so it is called {place.name}.",)
+    notes = [] if place == target else [f"{target.name} was taken, so it is called {place.name}."]
+    lost = [name for name, column in (("focal points", dataset.focus), ("loss weights", dataset.weights))
+            if column is not None]  # fmt: skip
+    if lost:
+        notes.append(f"A folder cannot hold {' or '.join(lost)}: set them anew where it is opened.")
     return Exported(
-        folder=place, report=SaveReport(title=title, counts=counts, refused=tuple(work.refused), notes=notes)
+        folder=place, report=SaveReport(title=title, counts=counts, refused=tuple(work.refused), notes=tuple(notes))
     )
 
 
-def toml_text(dataset: Dataset, folders: Sequence[str], params: ExportParams) -> str:
+def toml_text(dataset: Dataset, folders: Sequence[str], params: ExportParams, *, masks: str = "") -> str:
     """The configuration for kohya's scripts of the data set; folders are relative to the file.
 
     Args:
         dataset: The data set.
         folders: Folder of each subset.
         params: Resolution and batch size.
+        masks: Folder with those of the subsets that have any; empty where none are written.
     """
+    masked = _masked_subsets(dataset) if masks else frozenset()
     ending = params.captions.split(" ")[0]
     lines = ["[general]", f"caption_extension = {_quoted(ending)}", "", "[[datasets]]"]
     lines += [f"resolution = {params.resolution_px}", f"batch_size = {params.batch_size}", "enable_bucket = true"]
-    for subset, folder in zip(dataset.subsets, folders, strict=True):
+    for number, (subset, folder) in enumerate(zip(dataset.subsets, folders, strict=True)):
         lines += ["", "  [[datasets.subsets]]"]
         lines += [f"  {key} = {value}" for key, value in _toml_options(subset, folder)]
+        if number in masked:
+            lines.append(f"  conditioning_data_dir = {_quoted(f'{masks}/{folder}')}")
     return "\n".join(lines) + "\n"
 
 
@@ -171,8 +185,11 @@ def _write_pictures(
     counts: dict[str, int],
 ) -> None:
     endings = params.captions.split(" and ")
-    for folder in folders:
+    masked = _masked_subsets(dataset)
+    for number, folder in enumerate(folders):
         (root / folder).mkdir(parents=True, exist_ok=True)
+        if number in masked:
+            (root / MASKS / folder).mkdir(parents=True)
     with ThreadPoolExecutor(max_workers=WORKERS) as pool:
         for start in range(0, len(dataset), FILES_AT_ONCE):
             rows = range(start, min(start + FILES_AT_ONCE, len(dataset)))
@@ -189,6 +206,9 @@ def _write_pictures(
                     continue
                 if not _put_picture(dataset, row, place, header.orientation, params, work, counts):
                     continue
+                if int(dataset.subset_index[row]) in masked:
+                    folder = root / MASKS / folders[int(dataset.subset_index[row])]
+                    _put_mask(dataset, row, folder / f"{place.stem}.png", work, counts)
                 for ending in endings:
                     if dataset.tags.row(row) or ending == ".json":
                         write_caption(place.with_name(place.stem + ending), caption_bytes(dataset, row, ending))
@@ -223,6 +243,28 @@ def _put_picture(
             _copy(source, temporary)
     counts["pictures"] += 1
     return True
+
+
+def _masked_subsets(dataset: Dataset) -> frozenset[int]:
+    """Subsets with a picture that has a mask."""
+    if dataset.masks is None:
+        return frozenset()
+    has_mask = np.fromiter(map(bool, dataset.masks), bool, len(dataset))
+    return frozenset(np.unique(dataset.subset_index[has_mask]).tolist())
+
+
+def _put_mask(dataset: Dataset, row: int, place: Path, work: Work, counts: dict[str, int]) -> None:
+    """Writes a picture's mask; a white one where it has none, since kohya's scripts want one for each."""
+    try:
+        mask = load_mask(dataset, row)
+    except BadPicture as refusal:
+        work.refuse(dataset.shown(row), f"its mask is not written: {refusal.reason}")
+        mask = None
+    else:
+        counts["masks"] += mask is not None
+    white = mask or Image.new("L", (int(dataset.width_px[row]), int(dataset.height_px[row])), 255)
+    with atomic_path(place, durable=False) as temporary:
+        white.save(temporary, format="PNG")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -125,7 +125,7 @@ def _metadata_in(folder: Path, scan: Gathered) -> Metadata | None:
 def _mask_of(planned: PlannedSubset, name: str) -> str:
     if not planned.mask or planned.mask == "alpha":
         return str(planned.mask)
-    return str(planned.mask_files().get(os.path.splitext(name.rpartition("/")[2])[0], ""))
+    return str(planned.mask_files.get(os.path.splitext(name.rpartition("/")[2])[0], ""))
 
 
 def dataset_of(plan: Plan, scan: Gathered, *, spaces: bool) -> Dataset:

@@ -11,6 +11,8 @@ from .images import is_picture_name
 from .walk import Guard, Listing, OnSkip, list_folder
 
 LAYOUTS = ("auto", "kohya", "plain")
+REG_NAME = "reg"
+"""Folder of the regularisation pictures beside ``img``, as kohya's GUI and this pack's export call it."""
 
 MAX_REPEATS = 10_000
 """Largest repeat count; a greater number at the front of a folder's name is no repeat count."""
@@ -101,6 +103,23 @@ def _layout_of(
     return _plain(folder)
 
 
+def regularisation_beside(folder: Path, *, mode: str, guard: Guard) -> Path | None:
+    """The folder ``reg`` of kohya's GUI beside the one other kohya parent (``img``) in a folder, else None.
+
+    Args:
+        folder: The folder that was asked for.
+        mode: One of ``LAYOUTS``; a plain folder has none.
+        guard: Keeps the reading inside.
+    """
+    if mode == "plain":
+        return None
+    top = list_folder(folder, "", guard)
+    parents = _parents_in(folder, top, guard, frozenset())
+    reg = [name for name in parents if name.casefold() == REG_NAME]
+    is_kohya = any(is_picture_name(entry.name) for entry in top.files) or bool(_repeat_folders(top))
+    return folder / reg[0] if len(parents) == 2 and len(reg) == 1 and not is_kohya else None
+
+
 def _plain(folder: Path) -> Layout:
     planned = PlannedFolder(folder=folder, repeats=1, concept="")
     return Layout(text=f"Read {folder.name!r} as a plain folder.", folders=(planned,), is_kohya=False)
@@ -138,18 +157,23 @@ def _parent(folder: Path, top: Listing, on_skip: OnSkip, excluded: frozenset[str
 
 def _inner_parent(folder: Path, top: Listing, guard: Guard, excluded: frozenset[str]) -> Path | None:
     """The one sub-folder that is a kohya parent, as in kohya's GUI (img, log, model)."""
-    found = [
-        name
-        for name in top.open_folders
-        if os.path.normcase(os.path.realpath(folder / name)) not in excluded
-        and _repeat_folders(list_folder(folder / name, name, guard))
-    ]
+    found = _parents_in(folder, top, guard, excluded)
     if len(found) > 1:
         raise InputError(
             f"{str(folder)!r} holds several folders with N_name folders in them ({', '.join(found)}); open one of "
             "them, and give another as the regularisation folder if it is one"
         )
     return folder / found[0] if found else None
+
+
+def _parents_in(folder: Path, top: Listing, guard: Guard, excluded: frozenset[str]) -> list[str]:
+    """Names of the sub-folders that hold ``N_name`` folders."""
+    return [
+        name
+        for name in top.open_folders
+        if os.path.normcase(os.path.realpath(folder / name)) not in excluded
+        and _repeat_folders(list_folder(folder / name, name, guard))
+    ]
 
 
 def _repeat_folders(listing: Listing) -> list[str]:

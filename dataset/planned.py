@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from .folder_scan import ReadOptions
@@ -36,16 +36,12 @@ class PlannedSubset:
     only_listed: bool = False
     mask: str | Path = ""
 
+    @cached_property
     def mask_files(self) -> Mapping[str, str]:
-        """Files of the masks' folder by their stems."""
+        """Files of the masks' folder by their stems, as they are when first asked for."""
         if not isinstance(self.mask, Path):
             return {}
-        return _mask_files(self.mask)
-
-
-@lru_cache(maxsize=16)
-def _mask_files(folder: Path) -> Mapping[str, str]:
-    return {entry.stem: str(entry) for entry in sorted(folder.iterdir()) if is_picture_name(entry.name)}
+        return {entry.stem: str(entry) for entry in sorted(self.mask.iterdir()) if is_picture_name(entry.name)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from .gathering import Gathered, add_folder, dataset_of, shown_prefix
 from .headers import WORKERS
 from .identity import fingerprint_folder
 from .images import is_picture_name
-from .layout import read_layout
+from .layout import read_layout, regularisation_beside
 from .open_params import DatasetParams
 from .planned import Plan, PlannedSubset
 from .sidecars import CAPTION_EXTENSIONS
@@ -46,7 +46,8 @@ def open_folder(
     Args:
         folder: The folder, or a ``.toml`` file; already allowed by the host.
         params: How it is read and trained; of a TOML file's options only those that it leaves open.
-        reg_folder: Folder of regularisation pictures, read in the same way.
+        reg_folder: Folder of regularisation pictures, read in the same way; None takes a kohya folder ``reg`` beside
+            the one other kohya folder in ``folder``.
         progress: Reports and cancels; what was read before a cancel is remembered in the index.
         allowed: Says of a real path outside the folder whether a link may lead there; without it no link may.
         index: Where headers and whole folders are remembered, so that a second look takes seconds.
@@ -65,7 +66,10 @@ def open_folder(
             raise InputError(f"{Path(folder).name} names only regularisation pictures; add a subset to train on")
     else:
         root = _existing_folder(folder, "data set folder")
-        reg_root = None if reg_folder is None else _existing_folder(reg_folder, "regularisation folder")
+        if reg_folder is None:
+            reg_root = regularisation_beside(root, mode=params.layout, guard=Guard(root, allowed))
+        else:
+            reg_root = _existing_folder(reg_folder, "regularisation folder")
         excluded = frozenset() if reg_root is None else _checked_apart(root, reg_root)
         dataset = _scanned(_plan_of(root, params, excluded, allowed), params, excluded, progress, allowed, index)
     if reg_root is None:

@@ -13,7 +13,9 @@ from atelier_tests.helpers.pictures import make_folder, save_picture
 from atelier_tests.helpers.progress import CancelAfter
 from lora_atelier.core.errors import AtelierError
 from lora_atelier.core.progress import Cancelled
+from lora_atelier.dataset.columns import TextColumn
 from lora_atelier.dataset.export import ExportParams, export_dataset
+from lora_atelier.dataset.masks import load_mask
 from lora_atelier.dataset.scan import DatasetParams, open_folder
 
 
@@ -73,9 +75,8 @@ def test_the_folder_holds_links_captions_and_what_a_link_cannot_say(tmp_path, da
 
 def test_it_reads_back_as_the_same_data_set(tmp_path, dataset):
     result = exported(dataset, tmp_path / "out", pictures="copy")
-    back = open_folder(
-        result.folder, DatasetParams(flip=True), reg_folder=result.folder / "reg", allowed=lambda path: False
-    )
+    back = open_folder(result.folder, DatasetParams(flip=True), allowed=lambda path: False)
+    assert int(back.is_reg.sum()) == int(dataset.is_reg.sum()) == 1
     assert sorted(back.caption(row) for row in range(len(back))) == sorted(
         dataset.caption(row) for row in range(len(dataset))
     )
@@ -124,6 +125,35 @@ def test_crops_are_applied(tmp_path, dataset):
         with Image.open(path) as image:
             sizes[path.stem] = image.size
     assert (50, 40) in sizes.values()
+
+
+def test_masks_go_along_and_what_a_folder_cannot_hold_is_said(tmp_path):
+    make_folder(tmp_path / "set" / "2_cat", {"1.png": "a", "2.png": "b"})
+    make_folder(tmp_path / "set" / "1_dog", {"3.png": "c"})
+    mask = Image.new("L", (96, 64), 0)
+    mask.paste(255, (0, 0, 48, 64))
+    mask.save(tmp_path / "1.png")
+    opened = open_folder(tmp_path / "set", DatasetParams())
+    rows = {name: row for row, name in enumerate(opened.names)}
+    masks = ["" if name != "1.png" else str(tmp_path / "1.png") for name in opened.names]
+    crops = np.zeros((3, 4), dtype=np.int32)
+    crops[rows["1.png"]] = (24, 0, 72, 64)
+    dataset = replace(opened.with_crops(crops, note="x"), masks=TextColumn.from_strings(masks),
+                      weights=np.ones(3, dtype=np.float32))  # fmt: skip
+    result = exported(dataset, tmp_path / "out")
+    assert [name for name in listed(result.folder) if name.startswith("masks/")] == [
+        "masks/img/2_cat/1.png", "masks/img/2_cat/2.png",
+    ]  # fmt: skip
+    assert result.report.counts["masks"] == 1
+    assert "A folder cannot hold loss weights" in result.report.text()
+    back = open_folder(result.folder / "dataset.toml", DatasetParams())
+    read = {name: load_mask(back, row) for row, name in enumerate(back.names)}
+    assert read["1.png"].size == (48, 64)
+    assert np.array_equal(np.asarray(read["1.png"])[0] > 127, np.arange(48) < 24)
+    assert read["2.png"].getextrema() == (255, 255)
+    assert read["3.png"] is None
+    plain = open_folder(result.folder, DatasetParams())
+    assert sorted(plain.names) == ["1.png", "2.png", "3.png"]
 
 
 def test_the_same_again_does_nothing_and_another_gets_a_number(tmp_path, dataset):

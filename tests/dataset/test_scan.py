@@ -82,10 +82,14 @@ def test_the_parent_of_kohyas_gui_is_found_one_level_down(tmp_path):
     assert dataset.repeats.tolist() == [5]
     assert "Read the folder 'img'" in dataset.layout
     make_folder(tmp_path / "reg" / "1_cat", {"1.png": "cat"})
-    with pytest.raises(InputError, match=r"several folders with N_name folders in them \(img, reg\)"):
+    for reg_folder in (None, tmp_path / "reg"):
+        both = open_folder(tmp_path, DatasetParams(), reg_folder=reg_folder)
+        assert both.is_reg.tolist() == [False, True]
+        assert [subset.folder.parent.name for subset in both.subsets] == ["img", "reg"]
+    assert opened(tmp_path, layout="plain").is_reg.tolist() == [False, False]
+    make_folder(tmp_path / "img2" / "1_cat", {"1.png": "cat"})
+    with pytest.raises(InputError, match=r"several folders with N_name folders in them \(img, img2, reg\)"):
         opened(tmp_path)
-    both = open_folder(tmp_path, DatasetParams(), reg_folder=tmp_path / "reg")
-    assert both.is_reg.tolist() == [False, True]
 
 
 def test_the_layout_can_be_forced(tmp_path):

@@ -95,6 +95,8 @@ def test_masks_of_the_same_names_are_found(folder):
     dataset = opened(folder, text)
     assert dataset.mask(0) == ""
     assert dataset.mask(1) == folder / "masks" / "2.png"
+    save_picture(folder / "masks" / "1.png")  # also in the same process
+    assert opened(folder, text).mask(0) == folder / "masks" / "1.png"
 
 
 SUBSET = "[[datasets]]\n[[datasets.subsets]]\n"
