@@ -107,9 +107,12 @@ def find_backup(backup_dir: Path, name: str) -> Path:
 
 
 def backup_name(what: str) -> str:
-    """A new name for a backup: the time, what it is of, and a random part, since two saves may begin at once."""
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    return f"{stamp} {safe_name(what, 40) or 'data set'} {secrets.token_hex(2)}{BACKUP_ENDING}"
+    """A new name for a backup: the time to a microsecond, what it is of, and a random part."""
+    now_ns = time.time_ns()
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(now_ns // 1_000_000_000))
+    microseconds = now_ns // 1000 % 1_000_000
+    what = safe_name(what, 40) or "data set"
+    return f"{stamp}-{microseconds:06d} {what} {secrets.token_hex(2)}{BACKUP_ENDING}"
 
 
 class Backup:

@@ -17,18 +17,20 @@ from .backups import Allowed, Backup, backup_into, backup_name
 from .caption_files import FORMS, WRITTEN_KIND, bytes_at, caption_bytes, hash_of, write_caption, written_key
 from .save_report import SaveReport, Work
 from .sidecars import MAX_CAPTION_BYTES
+from .site_json import OWN_MARK
 from .table import Dataset
 from .words import counted
 
 _BATCH = 512
 _SKIP = b"\0 not to be written"
+_OWN_JSON = f'"written_by": "{OWN_MARK}"'.encode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveParams(Params):
     """How captions are written."""
 
-    ending: str = param(
+    caption_extension: str = param(
         ".txt",
         doc="Kind of caption file. .txt and .caption hold the tags separated by commas; .json holds them by category, "
         "with scores and what the site says.",
@@ -62,7 +64,8 @@ def save_captions(
         dataset: The pictures with their captions.
         params: How.
         backup_dir: Folder of the backups.
-        index: Remembers what was written; without one every caption that is there counts as a person's own.
+        index: Remembers what was written; without one an edited caption cannot be told from a saved one (the report
+            says so), and is overwritten with its old text in the backup.
         allowed: Says whether a real path may be written; without it only the data set's own folders may.
         progress: Reports and cancels.
 
@@ -76,11 +79,12 @@ def save_captions(
     with backup_into(backup, dry=params.dry_run) as kept:
         planned = _plan(dataset, params, index, allowed, kept, work, progress)
     if not params.dry_run:
-        _write_all(dataset, params.ending, planned, index, work, progress)
+        _write_all(dataset, params.caption_extension, planned, index, work, progress)
     else:
         work.created = sum(entry.old is None for entry in planned)
         work.replaced = len(planned) - work.created
-    return _report(dataset, params, work, backup.name if kept.num_files and not params.dry_run else "")
+    name = backup.name if kept.num_files and not params.dry_run else ""
+    return _report(dataset, params, work, name, remembers=index is not None)
 
 
 def _plan(
@@ -99,14 +103,14 @@ def _plan(
     for start in range(0, len(dataset), _BATCH):
         progress.update(start, len(dataset), "Looking at captions")
         rows = range(start, min(start + _BATCH, len(dataset)))
-        paths = [_caption_path(dataset, row, params.ending) for row in rows]
+        paths = [_caption_path(dataset, row, params.caption_extension) for row in rows]
         written = (
             [None] * len(paths)
             if index is None
             else index.get_many(WRITTEN_KIND, [written_key(path) for path in paths])
         )
         for row, path, last in zip(rows, paths, written, strict=True):
-            data = caption_bytes(dataset, row, params.ending)
+            data = caption_bytes(dataset, row, params.caption_extension)
             if not _is_new_target(dataset, row, path, data, taken, work):
                 continue
             old = _looked_at(dataset, row, path, data, last, params, allowed, folders, work)
@@ -154,7 +158,9 @@ def _looked_at(
         if old.strip() == data.strip():
             work.unchanged += 1
             return _SKIP
-        if last is not None and hash_of(old) != last:
+        if params.caption_extension == ".json" and last is None and _OWN_JSON not in old:
+            reason = f"its file {path.name!r} was written by another program (what a site says?); choose .txt"
+        elif last is not None and hash_of(old) != last:
             reason = f"its caption file {path.name!r} was edited after it was written; delete it to have it anew"
         elif len(old) > MAX_CAPTION_BYTES:
             reason = f"its file {path.name!r} is larger than a caption can be"
@@ -162,10 +168,10 @@ def _looked_at(
         work.refuse(dataset.shown(row), reason)
         return _SKIP
     tags = dataset.tags.row(row)
-    if old is None and not tags and params.ending != ".json":
+    if old is None and not tags and params.caption_extension != ".json":
         work.without += 1
         return _SKIP
-    work.with_commas += params.ending != ".json" and any("," in tag for tag in tags)
+    work.with_commas += params.caption_extension != ".json" and any("," in tag for tag in tags)
     return old
 
 
@@ -204,7 +210,7 @@ def _changed_meanwhile(path: Path, old: bytes | None) -> str:
     return ""
 
 
-def _report(dataset: Dataset, params: SaveParams, work: Work, backup: str) -> SaveReport:
+def _report(dataset: Dataset, params: SaveParams, work: Work, backup: str, *, remembers: bool) -> SaveReport:
     verb = "Would write" if params.dry_run else "Wrote"
     counts = {
         "new files": work.created,
@@ -217,8 +223,10 @@ def _report(dataset: Dataset, params: SaveParams, work: Work, backup: str) -> Sa
         notes.append(
             f"A tag with a comma in it will be read as two: {counted(work.with_commas, 'caption')}; .json keeps them."
         )
+    if not remembers and work.replaced:
+        notes.append("What was written before is not remembered here, so edited captions could not be told apart.")
     return SaveReport(
-        title=f"{verb} {params.ending} captions for {counted(len(dataset), 'picture')} of {dataset.root.name!r}.",
+        title=f"{verb} {params.caption_extension} captions for {counted(len(dataset), 'picture')} of {dataset.root.name!r}.",
         counts=counts,
         refused=tuple(work.refused),
         backup=backup,

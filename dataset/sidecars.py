@@ -1,7 +1,7 @@
 """Caption files beside pictures: finding those that belong to a picture, and reading them.
 
 For ``a.png`` these are looked at: ``a.txt`` and ``a.caption`` (first the ending that was asked for), ``a.png.txt``,
-``a.tags``; and for what a site says ``a.png.json``, ``a.json`` and waifuc's ``.a_meta.json``.
+``a.tags``; and for what a site says ``a.json``, ``a.png.json`` and waifuc's ``.a_meta.json``.
 """
 
 import os
@@ -106,7 +106,8 @@ class CaptionIndex:
         stem = os.path.splitext(picture_name)[0]
         captions = [stem + extension for extension in self._extensions]
         captions += [picture_name + ".txt", stem + ".tags"]
-        site = self._first([picture_name + ".json", stem + ".json", f".{stem}_meta.json"]) if self._has_json else None
+        # a.json first: it is what this pack writes, also beside the a.png.json of a downloader.
+        site = self._first([stem + ".json", picture_name + ".json", f".{stem}_meta.json"]) if self._has_json else None
         return Found(caption=self._first(captions), site=site)
 
     def _first(self, wanted: Sequence[str]) -> str | None:

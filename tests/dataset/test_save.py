@@ -13,7 +13,7 @@ from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from lora_atelier.core.errors import AtelierError
 from lora_atelier.core.index import Index
 from lora_atelier.core.progress import Cancelled
-from lora_atelier.dataset.backups import find_backup, list_backups, restore_captions
+from lora_atelier.dataset.backups import backup_name, find_backup, list_backups, restore_captions
 from lora_atelier.dataset.save import SaveParams, save_captions
 from lora_atelier.dataset.scan import DatasetParams, open_folder
 
@@ -138,12 +138,12 @@ def test_pictures_that_share_a_caption_file(folder, backups):
 def test_json_keeps_categories_scores_order_and_what_the_site_says(tmp_path, backups):
     post = {"tag_string_general": "hat solo", "tag_string_artist": "me", "rating": "q", "score": 7, "fav_count": 3}
     save_picture(tmp_path / "a.png")
-    (tmp_path / "a.json").write_text(json.dumps(post))
+    (tmp_path / "a.png.json").write_text(json.dumps(post))
     dataset = open_folder(tmp_path, DatasetParams())
     tags = dataset.tags.replaced({0: ["zwx, with comma", "hat", "me"]}).with_categories({"zwx, with comma": "trigger"})
     tags = tags.with_scores(np.array([np.nan, 0.5, np.nan], dtype=np.float16))
     dataset = dataset.with_tag_column(tags, note="x")
-    saved(dataset, backups, ending=".json")
+    saved(dataset, backups, caption_extension=".json")
     data = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert data == {
         "written_by": "lora-atelier",
@@ -161,6 +161,23 @@ def test_json_keeps_categories_scores_order_and_what_the_site_says(tmp_path, bac
     assert (back.site_scores[0], back.site_favourites[0]) == (7, 3)
     report = saved(dataset, backups)
     assert "A tag with a comma in it will be read as two: 1 caption" in report.text()
+
+
+def test_json_of_another_program_is_never_overwritten(folder, backups, index):
+    post = '{"id": 7, "source": "somewhere", "tag_string_general": "old one"}'
+    (folder / "1.json").write_text(post, encoding="utf-8")
+    report = saved(changed(folder), backups, index, caption_extension=".json")
+    assert (folder / "1.json").read_text(encoding="utf-8") == post
+    assert "'1.json' was written by another program" in str(report.refused[0])
+    assert len(report.refused) == 1
+    again = saved(changed(folder).with_tags({2: ["zwx", "more"]}, note="x"), backups, index, caption_extension=".json")
+    assert again.counts["replaced (the old text is in the backup)"] == 1
+
+
+def test_without_an_index_the_report_says_that_edits_cannot_be_told(folder, backups, index):
+    note = "edited captions could not be told apart"
+    assert note in saved(changed(folder), backups).text()
+    assert note not in saved(changed(folder).with_tags({0: ["other"]}, note="x"), backups, index).text()
 
 
 def test_no_file_is_made_for_nothing_and_an_emptied_caption_is_empty(folder, backups):
@@ -222,6 +239,12 @@ def test_a_backup_cannot_write_elsewhere(tmp_path, target):
     report = restore_captions(path, allowed=lambda real: real.is_relative_to(inside))
     assert report.refused[0].reason == "it lies outside the folders that may be written"
     assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["b.captions.zip", "inside", "outside"]
+
+
+def test_names_of_backups_are_in_the_order_of_time():
+    names = [backup_name("set") for _ in range(50)]
+    assert [name[:26] for name in names] == sorted(name[:26] for name in names)
+    assert len({name[:26] for name in names}) > 1
 
 
 def test_backups_are_found_by_name(backups):
