@@ -17,7 +17,9 @@ def known_contents(index: Index, dataset: Dataset, rows: Sequence[int]) -> list[
     folders = [os.path.join(subset.folder, "") for subset in dataset.subsets]
     subsets, sizes, times = dataset.subset_index.tolist(), dataset.size_bytes.tolist(), dataset.mtime_ns.tolist()
     names = dataset.names
-    files = (PictureFile(folders[subsets[row]] + names[row], sizes[row], times[row]) for row in rows)
+    # As `str` of the picture's path writes it, by which it is remembered: on Windows with its own separator.
+    paths = (f"{folders[subsets[row]]}{names[row]}".replace("/", os.sep) for row in rows)
+    files = (PictureFile(path, sizes[row], times[row]) for path, row in zip(paths, rows, strict=True))
     values = index.get_many(CONTENT_KIND, [file_key(file) for file in files])
     return [value if value is not None and len(value) == HASH_BYTES else None for value in values]
 

@@ -10,7 +10,7 @@ from ..core.errors import unknown_name
 from ..dataset.columns import CATEGORIES, SOURCES, TagColumn
 from ..dataset.diff import RuleCount
 from ..dataset.normal import normals
-from ..dataset.table import CAPTION_FILE, Dataset
+from ..dataset.table import CAPTION_FOLDER, CAPTION_NONE, Dataset
 from .picking import Picked, PickParams, by_name, written_by
 from .scores import SparseScores, Vocabulary
 
@@ -47,7 +47,7 @@ def rows_for(dataset: Dataset, mode: str) -> NDArray[np.int64]:
     """The pictures a mode tags, int64.
 
     A caption that is only the words of its folder is missing, as kohya takes it; so is one without any tag. One that
-    was tagged before is not.
+    was tagged before is not, nor one that a site or a metadata file says.
 
     Raises:
         UnknownNameError: No such mode.
@@ -60,7 +60,8 @@ def rows_for(dataset: Dataset, mode: str) -> NDArray[np.int64]:
     tagged = np.zeros(len(dataset), dtype=bool)
     if tags.sources is not None:
         tagged[tags.row_of_occurrence[tags.sources == SOURCE_TAGGER]] = True
-    return np.flatnonzero((tags.lengths == 0) | ((dataset.caption_source != CAPTION_FILE) & ~tagged))
+    of_folder = np.isin(dataset.caption_source, (CAPTION_NONE, CAPTION_FOLDER))
+    return np.flatnonzero((tags.lengths == 0) | (of_folder & ~tagged))
 
 
 def with_tagger_tags(column: TagColumn, tags: Tags, params: PickParams, mode: str) -> tuple[TagColumn, list[RuleCount]]:

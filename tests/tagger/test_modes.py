@@ -1,10 +1,13 @@
 """Tagger tags beside captions that are there: overwrite, append, prepend, only missing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lora_atelier.core.errors import InputError, UnknownNameError
 from lora_atelier.dataset.columns import CATEGORIES, SOURCES, TagColumn
+from lora_atelier.dataset.table import CAPTION_FOLDER, CAPTION_METADATA, CAPTION_NONE, CAPTION_SITE
 from lora_atelier.tagger.ensemble import Member, calibrated, combine, member_lines
 from lora_atelier.tagger.modes import MODES, Tags, rows_for, with_tagger_tags
 from lora_atelier.tagger.picking import PickParams, pick_rows, tags_of
@@ -102,6 +105,16 @@ def test_only_missing_are_pictures_without_a_caption_of_their_own(make_dataset):
     assert rows_for(again, "only missing").tolist() == [3]
     with pytest.raises(UnknownNameError, match="append"):
         rows_for(dataset, "appned")
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"), [(CAPTION_FOLDER, [0]), (CAPTION_SITE, []), (CAPTION_METADATA, []), (CAPTION_NONE, [0])]
+)
+def test_captions_of_sites_and_metadata_files_are_not_missing(make_dataset, source, missing):
+    dataset = make_dataset(2, captions={0: "of somebody", 1: "a tag"})
+    sources = dataset.caption_source.copy()
+    sources[0] = source
+    assert rows_for(replace(dataset, caption_source=sources), "only missing").tolist() == missing
 
 
 def test_nothing_said_changes_nothing(column):
