@@ -70,7 +70,7 @@ class DoctorParams(BucketParams):
         step=0.01,
         advanced=True,
     )
-    max_repeats: int = param(
+    warn_repeats: int = param(
         25,
         doc="Folders whose pictures are seen at least so often per epoch are reported: few pictures, seen often, are "
         "learnt by heart.",

@@ -307,7 +307,7 @@ def batches_of_one(patient: Patient) -> Finding | None:
 
 def high_repeats(patient: Patient) -> Finding | None:
     """Folders whose few pictures are seen very often."""
-    dataset, limit = patient.dataset, patient.params.max_repeats
+    dataset, limit = patient.dataset, patient.params.warn_repeats
     numbers = [number for number, subset in enumerate(dataset.subsets) if subset.repeats >= limit and not subset.is_reg]
     rows = np.flatnonzero(np.isin(dataset.subset_index, numbers))
     if not len(rows):

@@ -46,8 +46,8 @@ class FilterParams(Params):
     resolution_px: int = param(
         512, doc="Training size that decides the tier", unit="px", minimum=32, maximum=4096, step=8, advanced=True
     )
-    duplicate_bits: int = param(
-        4,
+    duplicate_distance: int = param(
+        6,
         doc="How many of the 64 bits of the picture hash may differ in duplicates",
         unit="bits",
         minimum=0,
@@ -68,13 +68,13 @@ class FilterParams(Params):
 class SplitParams(Params):
     """Which pictures are trained in which of two stages."""
 
-    first: str = param(
+    first_query: str = param(
         "simple background or white background",
         doc="Query for the pictures of the first stage; the others are the second. The language is that of 'Filter "
         "Data Set'",
         multiline=True,
     )
-    drop: str = param(
+    drop_query: str = param(
         "", doc="Query for pictures that are trained in neither stage, such as: sketch; empty for none", multiline=True
     )
     reg_pictures: str = param(
@@ -141,15 +141,15 @@ def split_stages(dataset: Dataset, params: SplitParams, facts: Facts | None = No
         InputError: A query is not one, or a stage has no training picture.
     """
     facts = facts or Facts(rule=BucketRule(resolution_px=params.resolution_px))
-    answer = filter_rows(dataset, parse_query(params.first), facts)
+    answer = filter_rows(dataset, parse_query(params.first_query), facts)
     terms: Sequence[TermCount] = answer.terms
     dropped = np.zeros(len(dataset), dtype=np.bool_)
-    if params.drop.strip():
-        left_out = filter_rows(dataset, parse_query(params.drop), facts)
+    if params.drop_query.strip():
+        left_out = filter_rows(dataset, parse_query(params.drop_query), facts)
         dropped, terms = left_out.rows, (*terms, *left_out.terms)
     both = dataset.is_reg & ~dropped if params.reg_pictures == "both stages" else np.zeros(len(dataset), np.bool_)
     stages = (answer.rows & ~dropped) | both, (~answer.rows & ~dropped) | both
-    query = _short(params.first)
+    query = _short(params.first_query)
     for rows, name in zip(stages, ("first", "second"), strict=True):
         if not np.any(rows & ~dataset.is_reg):
             raise _nothing(f"leaves no training picture for the {name} stage", query, answer)

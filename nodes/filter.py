@@ -52,7 +52,7 @@ class FilterDataset:
         params = params_from(FilterParams, values)
 
         def groups() -> Iterable[tuple[int, ...]]:
-            return _groups(dataset, params.duplicate_bits)
+            return _groups(dataset, params.duplicate_distance)
 
         parts = filter_dataset(dataset, params, params.facts(groups))
         return {"ui": {"text": [parts.report]}, "result": (parts.first, parts.second, parts.report)}

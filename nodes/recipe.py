@@ -42,6 +42,7 @@ class TagRecipe:
         "The recipe as it was understood, without comments and defaults.",
     )
     FUNCTION = "run"
+    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -88,6 +89,7 @@ class ConceptPreset:
         "The same as a text for the node 'Tag Recipe'.",
     )
     FUNCTION = "run"
+    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

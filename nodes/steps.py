@@ -63,6 +63,7 @@ def step_node(step: Step) -> type:
             "Captions touched per rule, entries that matched nothing, examples before and after.",
         ),
         "FUNCTION": "apply",
+        "OUTPUT_NODE": True,
         "apply": apply,
     }
     if any(parameter.name == "file" for parameter in step.params.parameters()):

@@ -24,6 +24,7 @@ class SubsetOptions:
     RETURN_NAMES = ("dataset", "report")
     OUTPUT_TOOLTIPS = ("The data set with these options.", "What changed, and the options of every folder.")
     FUNCTION = "change"
+    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

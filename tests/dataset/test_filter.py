@@ -300,20 +300,20 @@ def test_a_filter_that_keeps_nothing_to_train_is_refused():
 
 
 def test_stages():
-    parts = split_stages(table(), SplitParams(first="simple background", drop="sketch"))
+    parts = split_stages(table(), SplitParams(first_query="simple background", drop_query="sketch"))
     assert list(parts.first.names) == ["1.png", "6.png"]
     assert list(parts.second.names) == ["2.png", "3.png", "5.png", "6.png"]
     assert "2 pictures first, 4 pictures after, 1 of them regularisation pictures in both; 1 left out" in parts.report
     assert parts.second.history[-1] == "stage 2 of 2 (simple background): 4 pictures"
-    split = split_stages(table(), SplitParams(first="simple background", reg_pictures="split"))
+    split = split_stages(table(), SplitParams(first_query="simple background", reg_pictures="split"))
     assert list(split.second.names) == ["2.png", "3.png", "4.png", "5.png"]
 
 
 def test_a_stage_without_pictures_is_refused():
     with pytest.raises(InputError, match="no training picture for the first stage"):
-        split_stages(table(), SplitParams(first="no humans"))
+        split_stages(table(), SplitParams(first_query="no humans"))
     with pytest.raises(InputError, match="no training picture for the second stage"):
-        split_stages(table(), SplitParams(first="tags >= 0"))
+        split_stages(table(), SplitParams(first_query="tags >= 0"))
 
 
 @pytest.mark.slow

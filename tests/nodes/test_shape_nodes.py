@@ -69,7 +69,7 @@ def test_a_damaged_picture_is_no_duplicate_of_another(drawn: Any) -> None:
 
 
 def test_stages(drawn: Any) -> None:
-    first, second, report = run("AtelierSplitStages", dataset=drawn, first="white background or pink background")
+    first, second, report = run("AtelierSplitStages", dataset=drawn, first_query="white background or pink background")
     assert len(first) + len(second) == 5 + 2 * 4
     assert "Stage split" in report
 
