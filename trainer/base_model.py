@@ -12,7 +12,7 @@ from ..core.tensors import read_tensors
 from ..families._base import MergedLora
 from ..families._spec import Components, Family
 from ..families._storage import store_in_fp8
-from ..networks._apply import module_change, split_file
+from ..networks._apply import effective_strength, module_change, split_file
 from .plan import Checked
 
 log = logging.getLogger("lora_atelier")
@@ -76,11 +76,12 @@ def merge_loras(family: Family, components: Components, loras: Sequence[MergedLo
 
 def _merge(module: nn.Module, parts: dict[str, torch.Tensor], strength: float, *, stem: str) -> None:
     weight, bias = module.weight, module.bias
+    strength = effective_strength(parts, strength, stem=stem)
     if strength == 0.0 or not isinstance(weight, torch.Tensor):
         return
     own_bias = bias if isinstance(bias, torch.Tensor) else None
     with torch.no_grad():
-        change, bias_change = module_change(parts, weight=weight, bias=own_bias, stem=stem)
+        change, bias_change = module_change(parts, weight=weight, stem=stem)
         weight.copy_(weight.float() + strength * change.to(weight.device))
         if own_bias is not None and bias_change is not None:
             own_bias.copy_(own_bias.float() + strength * bias_change.to(own_bias.device))

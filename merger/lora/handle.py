@@ -115,12 +115,13 @@ def lora_family(header: Header, name: str) -> str:
             f"'{name}' is not a LoRA: none of its {len(header.shapes)} tensors has a LoRA's name; "
             "choose a file that a LoRA trainer wrote."
         )
-    other = _other_model(stems)
+    told = _told_family(header)
+    other = "" if told or any(_SDXL_STEM.search(stem) for stem in stems) else _other_model(stems)
     if other:
         raise FormatError(
             f"'{name}' is a LoRA for {other}; only LoRAs for SD 1.x, SD 2.x and SDXL can be opened so far."
         )
-    return _told_family(header) or _shown_family(header, stems)
+    return told or _shown_family(header, stems)
 
 
 def _told_family(header: Header) -> str:

@@ -9,6 +9,9 @@ import numpy as np
 from PIL import Image
 
 from atelier_tests.helpers.comfy_server import Comfy
+from lora_atelier.core.params import Params
+from lora_atelier.dataset.scan import DatasetParams
+from lora_atelier.networks.lora import LoraParams
 from lora_atelier.pico import world
 
 PICO = "pico (built in)"
@@ -18,6 +21,11 @@ Graph = dict[str, dict[str, Any]]
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     """One node; a wire is ["id", output]."""
     return {"class_type": class_type, "inputs": inputs}
+
+
+def defaults(params: type[Params]) -> dict[str, Any]:
+    """The widgets of a node that is made of these parameters, as they stand at first."""
+    return {parameter.name: parameter.default for parameter in params.parameters()}
 
 
 def draw_folder(folder: Path, count: int, *, seed: int = 0) -> None:
@@ -73,8 +81,8 @@ def training(folder: str, *, base: str = PICO, **settings: Any) -> Graph:
     }
     return {
         "1": node("AtelierOpenBase", base_name=base, dtype="fp32"),
-        "2": node("AtelierOpenDataset", folder=folder, reg_folder="", **opened),
-        "3": node("AtelierNetworkLora", rank=4, alpha=4.0, dropout=0.0),
+        "2": node("AtelierOpenDataset", folder=folder, reg_folder="", **{**defaults(DatasetParams), **opened}),
+        "3": node("AtelierNetworkLora", **{**defaults(LoraParams), "rank": 4, "alpha": 4.0}),
         "4": node("AtelierTrainLora", base=["1", 0], dataset=["2", 0], network=["3", 0], **train),
     }
 

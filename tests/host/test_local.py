@@ -16,7 +16,7 @@ from lora_atelier.nodes.host import set_host
 from lora_atelier.nodes.host.local import LocalHost, _file_identity
 from lora_atelier.nodes.host.local_generate import empty_latent, start_noise
 from lora_atelier.nodes.host.local_nodes import CORE_NODES, KSampler, LoadImage, LoraLoader, SaveImage, VAEEncode
-from lora_atelier.nodes.host.protocol import PICO_NAME, Host
+from lora_atelier.nodes.host.protocol import PICO_NAME, PICO_XL_NAME, Host
 
 SETTINGS = {
     "width_px": 64,
@@ -73,7 +73,7 @@ def test_is_a_host(host):
     assert isinstance(host, Host)
     for name in ("input", "output", "temp", "datasets", "user/atelier", "models/checkpoints", "models/loras"):
         assert (host.folders.base_dir / name).is_dir()
-    assert host.checkpoint_names() == [PICO_NAME]
+    assert host.checkpoint_names() == [PICO_NAME, PICO_XL_NAME]
     assert host.tagger_names() == [PICO_NAME]
     assert host.detector_names() == [PICO_NAME]
     assert host.lora_names() == []
@@ -112,10 +112,10 @@ def test_names_use_forward_slashes_and_extra_model_folders(host, tmp_path):
 
 def test_patches_are_base_plus_delta_and_leave_the_base_alone(loaded):
     host, (model, clip, _) = loaded
-    base_unet, base_text = weights(model.unet()), weights(clip.text_encoder())
+    base_unet, base_text = weights(model.unet()), weights(clip.text_encoders()[0])
     tensors = random_lora(model)
     patched, patched_clip = apply(host, model, clip, tensors, 0.75, -0.5)
-    got, got_text = weights(patched.unet()), weights(patched_clip.text_encoder())
+    got, got_text = weights(patched.unet()), weights(patched_clip.text_encoders()[0])
     checked = 0
     for target in model.base.family.targets(model.base.components):
         up, down = (tensors[f"{target.stem}.lora_{part}.weight"].flatten(1) for part in ("up", "down"))

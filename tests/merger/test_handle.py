@@ -42,9 +42,6 @@ def test_hash_follows_the_file(tmp_path):
     ("keys", "said"),
     [
         ({"model.diffusion_model.out.2.weight": [4, 4]}, "not a LoRA"),
-        (few_keys("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", context=1024), "SD 2.x"),
-        (few_keys("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", context=2048), "SDXL"),
-        (few_keys("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "SDXL"),
         (few_keys("lora_unet_double_blocks_0_img_attn_qkv"), "transformer model"),
         (few_keys("something_else"), "unknown model"),
     ],
@@ -54,11 +51,39 @@ def test_other_files_are_named(tmp_path, keys, said):
         open_lora(write_lora(tmp_path / "x.safetensors", keys=keys), "x.safetensors")
 
 
-def test_full_sdxl_lora_is_named(tmp_path):
-    with pytest.raises(FormatError, match="SDXL"):
-        shapes = json.loads((FIXTURES / "kohya_sdxl_lora_rank4.json").read_text(encoding="utf-8"))
-        few = dict(list(shapes.items())[-300:])  # the UNet's part alone
-        open_lora(write_lora(tmp_path / "x.safetensors", keys=few), "x.safetensors")
+@pytest.mark.parametrize(
+    ("keys", "family"),
+    [
+        (few_keys("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", context=1024), "sd2"),
+        (few_keys("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", context=2048), "sdxl"),
+        (few_keys("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "sdxl"),
+        (few_keys("lora_te_text_model_encoder_layers_0_mlp_fc1"), "sd15"),
+    ],
+)
+def test_the_family_shows_in_shapes_and_names(tmp_path, keys, family):
+    assert open_lora(write_lora(tmp_path / "x.safetensors", keys=keys), "x").family == family
+
+
+def test_the_unets_part_of_an_sdxl_lora_is_enough(tmp_path):
+    shapes = json.loads((FIXTURES / "kohya_sdxl_lora_rank4.json").read_text(encoding="utf-8"))
+    few = dict(list(shapes.items())[-300:])
+    assert open_lora(write_lora(tmp_path / "x.safetensors", keys=few), "x").family == "sdxl"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "family"),
+    [
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),
+        ({"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "sdxl"),
+        ({"ss_base_model_version": "sd_v2_v"}, "sd2"),
+        ({"ss_v2": "True"}, "sd2"),
+        ({"ss_base_model_version": "sd_v1"}, "sd15"),
+    ],
+)
+def test_what_the_metadata_says_wins(tmp_path, metadata, family):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"lora_unet_input_blocks_1_1_proj_in.lora_down.weight": torch.zeros(2, 2)}, metadata)
+    assert open_lora(path, "x").family == family
 
 
 def test_truncated_file_is_an_error_of_ours(tmp_path):
