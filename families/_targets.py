@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ._names import unet_modules, unet_to_ldm
 from ._spec import Components, Family, Kind, Target
 
 GROUPS = (
@@ -87,17 +86,3 @@ def kind_of(module: nn.Module) -> Kind | None:
     if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and isinstance(module.weight, Tensor):
         return "norm"
     return None
-
-
-def stems_of_unet_path(unet: nn.Module, path: str) -> set[str]:
-    """Every name a LoRA file may have for a module of the UNet: diffusers, LDM, dotted, of kohya, LyCORIS and peft."""
-    config = unet.config
-    attention = ["CrossAttn" in str(block) for block in config["down_block_types"]]
-    ldm = unet_to_ldm(path, unet_modules(attention, int(config["layers_per_block"])))
-    flat, dotted = path.replace(".", "_"), path.replace(".to_", ".processor.to_")
-    dotted = dotted[:-2] if dotted.endswith(".to_out.0") else dotted
-    stems = {f"lora_unet_{flat}", f"lycoris_{flat}", path, f"unet.{path}", dotted, f"unet.{dotted}"}
-    stems.add(f"base_model.model.{path}")
-    if ldm is not None:
-        stems.update({f"lora_unet_{ldm.replace('.', '_')}", f"diffusion_model.{ldm}"})
-    return stems

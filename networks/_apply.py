@@ -96,19 +96,28 @@ def lora_delta(
     return network.delta(own, alpha=_alpha(parts), weight_shape=shape, weight=weight)
 
 
-def module_change(parts: Mapping[str, Tensor], *, weight: Tensor, stem: str = "") -> tuple[Tensor, Tensor | None]:
+def module_change(
+    parts: Mapping[str, Tensor], *, weight: Tensor, bias: Tensor | None = None, stem: str = ""
+) -> tuple[Tensor, Tensor | None]:
     """The change of weight and bias of one module, fp32; None where the bias stays.
 
     Args:
         parts: the module's tensors as `split_file` names them.
         weight: the base weight, on the device of the parts.
+        bias: the base bias where there is one; checked against a change of it.
         stem: used in errors.
 
     Raises:
         FormatError: as `lora_delta`.
     """
     change = lora_delta(parts, stem=stem, weight=weight)
-    return change, network_of_parts(parts, stem=stem).bias_delta(parts)
+    bias_change = network_of_parts(parts, stem=stem).bias_delta(parts)
+    if bias is not None and bias_change is not None and bias.shape != bias_change.shape:
+        raise FormatError(
+            f"the module '{stem}' of the LoRA file changes a bias of shape {list(bias_change.shape)}, but the base "
+            f"model has {list(bias.shape)} there; the file was made for another architecture"
+        )
+    return change, bias_change
 
 
 def needs_weight(parts: Mapping[str, Tensor], *, stem: str = "") -> bool:

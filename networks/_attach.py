@@ -392,8 +392,9 @@ def _started(network: Network, layer: Layer, given: Mapping[str, Tensor]) -> tup
     parts = {name: value.detach().float().cpu().clone() for name, value in network.from_file(own, layer=layer).items()}
     rank = network.rank_of(parts)
     alpha = float(given["alpha"]) if "alpha" in given else None
-    if rank is None:
-        size = Size(rank=1, alpha=None if alpha is None else 1.0)
+    if rank is None:  # a scale of 1, whatever alpha the file names; its alpha is kept where that can be
+        whole = int(alpha) if alpha is not None and alpha >= 1.0 and alpha == int(alpha) else 1
+        size = Size(rank=whole, alpha=None if alpha is None else float(whole))
     else:
         size = Size(rank=rank, alpha=float(rank) if alpha is None else alpha)
     weight = layer.weight.cpu()

@@ -23,7 +23,8 @@ Axis = Literal["input", "output"]
 def channel_norms(weight: Tensor, axis: Axis) -> Tensor:
     """[channels] fp32: the Frobenius norm of the weight's columns (input) or rows (output)."""
     rows = weight.float() if axis == "output" else weight.float().transpose(0, 1)
-    return torch.linalg.vector_norm(rows.reshape(rows.shape[0], -1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(rows.reshape(rows.shape[0], -1), dim=1)
+    return norms
 
 
 def file_shape(weight_shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:

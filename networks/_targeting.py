@@ -175,20 +175,29 @@ class Targeting:
         """
         self._check(network, params)
         targets = list(targets)
-        groups = self.chosen_groups(network, params)
-        patterns = self.include if self.groups is not None or self.include else network.include
         found: list[tuple[SomeTarget, ModuleSettings]] = []
         for target in targets:
-            if target.block not in self.blocks or (target.group and target.group not in groups):
-                continue
-            if _layer_kinds(target.kind).isdisjoint(network.adapts) or not _matches(target, patterns, self.exclude):
+            if target.block not in self.blocks or not self._takes(target, network, params):
                 continue
             settings = self._settings(target, params)
             if settings.rank != 0 and settings.lr_factor != 0.0:
                 found.append((target, settings))
         if not found:
-            raise InputError(self._nothing_text(targets, network))
+            fitting = [target for target in targets if self._takes(target, network, params)]
+            inhabited = list(dict.fromkeys(target.block for target in fitting))
+            raise InputError(
+                f"The chosen blocks, groups and patterns hold no module that {network.name} trains; those that do are "
+                f"{', '.join(inhabited) or 'none'}."
+            )
         return found
+
+    def _takes(self, target: Candidate, network: Network, params: Any) -> bool:
+        """Whether a module is of the chosen groups and patterns, in whichever block."""
+        patterns = self.include if self.groups is not None or self.include else network.include
+        if target.group and target.group not in self.chosen_groups(network, params):
+            return False
+        fits = not _layer_kinds(target.kind).isdisjoint(network.adapts)
+        return fits and _matches(target, patterns, self.exclude)
 
     def _settings(self, target: Candidate, params: Any) -> ModuleSettings:
         """Kohya's lists first, then the rules in their order."""
@@ -226,13 +235,6 @@ class Targeting:
                 "The targets hold conv_block_dims, but conv_rank of the network is 0, so no 3x3 convolution is "
                 "trained; set conv_rank, or name the group resnets."
             )
-
-    def _nothing_text(self, targets: Sequence[Candidate], network: Network) -> str:
-        inhabited = list(dict.fromkeys(target.block for target in targets if target.group != "norms"))
-        return (
-            f"The chosen blocks, groups and patterns hold no module that {network.name} trains; those that do are "
-            f"{', '.join(inhabited)}."
-        )
 
 
 def parse_targeting(text: str, family_blocks: Sequence[str]) -> Targeting:

@@ -220,7 +220,7 @@ class _WholeLinear(torch.autograd.Function):
 
 
 def _whole(x: Tensor, *given: Any) -> Tensor:
-    result: Tensor = _WholeLinear.apply(x, *given)
+    result: Tensor = _WholeLinear.apply(x, *given)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -230,7 +230,8 @@ def _built(parts: Parts, scale: float) -> Tensor:
         one = torch.einsum("ijhw,jr,ip->prhw", parts[T1], parts[W1_B], parts[W1_A])
         other = torch.einsum("ijhw,jr,ip->prhw", parts[T2], parts[W2_B], parts[W2_A])
         return one * other * scale
-    change: Tensor = _Hadamard.apply(parts[W1_A], parts[W1_B], parts[W2_A], parts[W2_B], scale)
+    factors = (parts[W1_A], parts[W1_B], parts[W2_A], parts[W2_B])
+    change: Tensor = _Hadamard.apply(*factors, scale)  # type: ignore[no-untyped-call]
     return change
 
 

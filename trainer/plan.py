@@ -61,8 +61,7 @@ class Checked:
         Raises:
             InputError: no module is left.
         """
-        wanted = [target for target in targets if target.block in self.blocks]
-        return self.targeting.choose(wanted, self.network, self.job.network.params)
+        return self.targeting.choose(targets, self.network, self.job.network.params)
 
 
 def check_job(job: Job) -> Checked:

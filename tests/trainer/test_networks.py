@@ -17,6 +17,7 @@ from lora_atelier.core.progress import Cancelled
 from lora_atelier.core.tensors import TensorFile, read_tensors
 from lora_atelier.dataset.table import Dataset
 from lora_atelier.families._base import open_base
+from lora_atelier.families._spec import Target
 from lora_atelier.families._targets import every_target
 from lora_atelier.merger.lora.blocks import block_strengths, family_blocks, resolve_weights
 from lora_atelier.merger.lora.handle import lora_family, lora_stems, open_lora
@@ -26,6 +27,7 @@ from lora_atelier.networks._spec import get_network, networks
 from lora_atelier.nodes.host.local import LocalHost
 from lora_atelier.trainer.checkpoints import list_checkpoints, load_state
 from lora_atelier.trainer.config import Job
+from lora_atelier.trainer.export import save_lora
 from lora_atelier.trainer.plan import check_job
 from lora_atelier.trainer.starting import StartLora, choice_of_file
 from lora_atelier.trainer.train import RunResult, train_lora
@@ -223,7 +225,7 @@ def test_a_run_begins_with_a_file(variant: str, whole: World, job: MakeJob, plac
             name: value.shape for name, value in theirs[stem].items()
         }
         for name, value in parts.items():
-            torch.testing.assert_close(value, theirs[stem][name], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(value.float(), theirs[stem][name].float(), rtol=2e-3, atol=1e-5)
     assert train_lora(more, **places).steps_done == 0  # the same request
 
 
@@ -251,10 +253,14 @@ def test_what_a_run_cannot_begin_with(whole: World, job: MakeJob, places: Mappin
         train_lora(replace(job_of(job, "lora", steps=2), start=other), **places)
 
 
-def test_a_network_that_learns_nothing_is_refused(job: MakeJob, places: Mapping[str, Path]) -> None:
-    made = job_of(job, "dora", steps=1, optimizer={"lr_unet": 1e-30, "lr_text_encoder": 1e-30})
-    with pytest.raises(TrainingError, match="nothing was learned"):
-        train_lora(made, **places)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "norm"])
+def test_an_adapter_that_learned_nothing_is_not_saved(variant: str, tmp_path: Path) -> None:
+    stem = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    target = Target(stem=stem, path="m", part="unet", block="IN01", kind="linear", module=torch.nn.Linear(8, 6))
+    adapter = AdapterSet.attach([target], network_of(variant), seed=0)
+    with pytest.raises(TrainingError, match="All 1 modules of the unet are still zero"):
+        save_lora(tmp_path / "x.safetensors", adapter, metadata={}, dtype="fp16", accepted_stems=[stem])
+    assert not list(tmp_path.iterdir())
 
 
 def test_targets_are_part_of_the_run(job: MakeJob, places: Mapping[str, Path]) -> None:
