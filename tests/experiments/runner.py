@@ -78,13 +78,20 @@ def run_missing(
             "figures": {key: round(float(value), 4) for key, value in figures.items()},
             "wall_s": round(time.monotonic() - started, 1),
         }
-        with lines.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _append(lines, line)
         done[name, arm, seed] = line
         say(json.dumps(line))
     return [done[key] for key in wanted]
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line behind the last whole one; one that a kill cut short gets an end first."""
+    before = path.read_bytes() if path.exists() else b""
+    is_cut = bool(before) and not before.endswith(b"\n")
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(("\n" if is_cut else "") + json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

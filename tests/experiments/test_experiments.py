@@ -58,3 +58,5 @@ def test_lines_are_kept_and_a_cut_one_is_not_taken(tmp_path):
     assert [line["arm"] for line in lines] == ["one"]
     assert runner.means(lines, "b", "x") == {"one": 1.0}
     assert "100%" in runner.table(lines)
+    runner._append(path, {**lines[0], "arm": "several"})
+    assert [line["arm"] for line in runner.read_lines(path)] == ["one", "several"]

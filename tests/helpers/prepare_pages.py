@@ -14,6 +14,9 @@ SMALL = {
 """Sizes of the tiny world, for the nodes that ask how training will be."""
 WIDTH = 360
 COLUMN = 430
+NOTE_WIDTH = 520
+LEFT = NOTE_WIDTH + 100
+"""Where the first node lies; the note is left of it, where the page opens."""
 
 CHARACTER_NOTE = """## Prepare two characters
 From folders to captions that teach: press **Run**. Everything is built in and nothing is written into a data set.
@@ -50,25 +53,25 @@ def prepare_character() -> Page:
     """Two characters of unlike size with regularisation pictures, from their folders to a report."""
     page = Page()
     kest = page.add(
-        "AtelierPicoDataset", (40, 60), (WIDTH, 170), title="A character, 28 pictures",
+        "AtelierPicoDataset", (LEFT, 60), (WIDTH, 170), title="A character, 28 pictures",
         concept="kest", num_images=28, num_reg_images=48, seed=0,
     )  # fmt: skip
     vard = page.add(
-        "AtelierPicoDataset", (40, 290), (WIDTH, 170), title="Another, 12 pictures",
+        "AtelierPicoDataset", (LEFT, 660), (WIDTH, 170), title="Another, 12 pictures",
         concept="vard", num_images=12, num_reg_images=0, seed=1,
     )  # fmt: skip
     opened = [
         page.add(
-            "AtelierOpenDataset", (40 + COLUMN, 60), (WIDTH, 540), title="Open the first, with regularisation",
+            "AtelierOpenDataset", (LEFT + COLUMN, 60), (WIDTH, 540), title="Open the first, with regularisation",
             folder=kest.out(0), reg_folder=kest.out(1),
         ),
-        page.add("AtelierOpenDataset", (40 + COLUMN, 660), (WIDTH, 540), title="Open the other", folder=vard.out(0)),
+        page.add("AtelierOpenDataset", (LEFT + COLUMN, 660), (WIDTH, 540), title="Open the other", folder=vard.out(0)),
     ]  # fmt: skip
     both = page.add(
-        "AtelierCombineDatasets", (40, 520), (WIDTH, 300), title="Both in one",
+        "AtelierCombineDatasets", (LEFT + 2 * COLUMN, 60), (WIDTH, 540), title="Both in one",
         dataset_1=opened[0].out(), dataset_2=opened[1].out(),
     )  # fmt: skip
-    place = 40 + 2 * COLUMN
+    place = LEFT + 3 * COLUMN
     doctor = page.add(
         "AtelierDatasetDoctor", (place, 60), (WIDTH, 1140), dataset=both.out(), trigger="lumo kest, lumo vard", **SMALL
     )
@@ -90,8 +93,8 @@ def prepare_character() -> Page:
         resolution_px=96,
     )  # fmt: skip
     _report(page, balanced, place + COLUMN)
-    _groups(page, "1 Folders", ("2 Doctor", "3 Tag", "4 Prune", "5 Balance", "6 Report"))
-    page.note(CHARACTER_NOTE, (40, 1310), (WIDTH + COLUMN, 560))
+    _groups(page, "1 Folders", 3, ("2 Doctor", "3 Tag", "4 Prune", "5 Balance", "6 Report"))
+    page.note(CHARACTER_NOTE, (40, 60), (NOTE_WIDTH, 1140))
     return page
 
 
@@ -99,11 +102,11 @@ def prepare_style() -> Page:
     """A style with plain pictures beside it, from their folders to a report."""
     page = Page()
     drawn = page.add(
-        "AtelierPicoDataset", (40, 60), (WIDTH, 170), title="A style, 32 pictures, and 32 plain ones",
+        "AtelierPicoDataset", (LEFT, 60), (WIDTH, 170), title="A style, 32 pictures, and 32 plain ones",
         concept="tavi", num_images=32, num_reg_images=32, seed=0, concept_repeats=1,
     )  # fmt: skip
-    opened = page.add("AtelierOpenDataset", (40 + COLUMN, 60), (WIDTH, 540), folder=drawn.out(0), keep_tokens=0)
-    place = 40 + 2 * COLUMN
+    opened = page.add("AtelierOpenDataset", (LEFT + COLUMN, 60), (WIDTH, 540), folder=drawn.out(0), keep_tokens=0)
+    place = LEFT + 2 * COLUMN
     doctor = page.add("AtelierDatasetDoctor", (place, 60), (WIDTH, 1140), dataset=opened.out(), **SMALL)
     place += COLUMN
     tagged = _tagged(page, doctor, place)
@@ -122,8 +125,8 @@ def prepare_style() -> Page:
         batch_size=4, resolution_px=96,
     )  # fmt: skip
     _report(page, balanced, place + COLUMN)
-    _groups(page, "1 Folder", ("2 Doctor", "3 Tag", "4 Prune", "5 Balance", "6 Report"))
-    page.note(STYLE_NOTE, (40, 1310), (WIDTH + COLUMN, 560))
+    _groups(page, "1 Folder", 2, ("2 Doctor", "3 Tag", "4 Prune", "5 Balance", "6 Report"))
+    page.note(STYLE_NOTE, (40, 60), (NOTE_WIDTH, 1140))
     return page
 
 
@@ -143,9 +146,10 @@ def _report(page: Page, balanced: Placed, place: int) -> None:
     page.add("AtelierTagDocument", (place + COLUMN, 680), (WIDTH, 520), dataset=balanced.out())
 
 
-def _groups(page: Page, first: str, others: tuple[str, ...]) -> None:
-    page.group(first, (20, -10, 2 * COLUMN - 30, 1260), "#3f789e")
+def _groups(page: Page, first: str, columns: int, others: tuple[str, ...]) -> None:
+    """Frames: the first over some columns, the last over two, the others over one."""
+    page.group(first, (LEFT - 20, -10, columns * COLUMN - 30, 1260), "#3f789e")
     colours = ("#b06634", "#3f789e", "#a1309b", "#3f789e", "#8A8")
     for number, (title, colour) in enumerate(zip(others, colours, strict=True)):
         width = COLUMN - 30 + (COLUMN if number == len(others) - 1 else 0)
-        page.group(title, (20 + (2 + number) * COLUMN, -10, width, 1260), colour)
+        page.group(title, (LEFT - 20 + (columns + number) * COLUMN, -10, width, 1260), colour)
