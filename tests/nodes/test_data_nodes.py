@@ -139,4 +139,4 @@ def test_drawing_is_not_taken_for_an_edit(host: FakeHost) -> None:
 def test_prompts_with_trigger_and_tag(host: FakeHost) -> None:
     node = NODE_CLASS_MAPPINGS["AtelierPicoPrompts"]()
     prompts, trigger, tag = node.write(concept="vard", kind="trigger", num_prompts=5, seed=0)
-    assert (len(prompts.splitlines()), trigger, tag) == (5, "lumo vard", "lumo_vard")
+    assert (len(prompts.splitlines()), trigger, tag) == (5, "lumo vard", "cross, halo, spots")
