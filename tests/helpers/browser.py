@@ -73,15 +73,18 @@ _WHOLE_GRAPH = """() => {
   const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1] - 90));
   const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0]));
   const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1]));
-  canvas.ds.scale = Math.min(1760 / (right - left), 960 / (bottom - top));
+  canvas.ds.scale = Math.min(1640 / (right - left), 960 / (bottom - top));
   canvas.ds.offset = [80 / canvas.ds.scale - left, 70 / canvas.ds.scale - top];
   canvas.setDirty(true, true);
 }"""
 
 
 def screenshot(page: Any, name: str, folder: Path) -> None:
-    """Keeps what the page shows of the whole graph, without the dialog that greets in a fresh ComfyUI."""
+    """Keeps what the page shows, as it opens and the whole graph, without the dialog that greets in a fresh ComfyUI."""
+    place = Path(SCREENSHOTS or folder)
     page.keyboard.press("Escape")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=str(place / f"{name}-opened.png"))
     page.evaluate(_WHOLE_GRAPH)
     page.wait_for_timeout(1500)
-    page.screenshot(path=str(Path(SCREENSHOTS or folder) / f"{name}.png"))
+    page.screenshot(path=str(place / f"{name}.png"))
