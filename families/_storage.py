@@ -43,7 +43,8 @@ def _casting_forward(module: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> Any:
     if isinstance(module, nn.Conv2d):
 
         def convolve(x: Tensor) -> Tensor:
-            return module._conv_forward(x, module.weight.to(dtype), module.bias)
+            answer: Tensor = module._conv_forward(x, module.weight.to(dtype), module.bias)
+            return answer
 
         return convolve
 

@@ -36,7 +36,7 @@ class Sd15(LdmFamily):
     base_model_version = "sd_v1"
     architecture = "stable-diffusion-v1/lora"
     blocks = (*(f"IN{i:02d}" for i in range(12)), "MID", *(f"OUT{i:02d}" for i in range(12)))
-    text_encoders = (
+    text_encoders: tuple[TextEncoderSpec, ...] = (
         TextEncoderSpec(
             part="text_encoder",
             title="text encoder",

@@ -7,18 +7,8 @@ from typing import Any
 
 from ..core.tensors import Header, TensorFile
 from ._clip import CLIP_CONFIG
-from ._ldm import (
-    EPSILON,
-    FAMILY_KEY,
-    LAYERS_PER_BLOCK,
-    UNET_PREFIX,
-    V_PREDICTION,
-    VAE_SIZES,
-    LdmFamily,
-    context_width,
-    input_channels,
-)
-from ._spec import Family, TextEncoderSpec, Variant
+from ._ldm import FAMILY_KEY, LAYERS_PER_BLOCK, UNET_PREFIX, VAE_SIZES, LdmFamily, context_width, input_channels
+from ._spec import EPSILON, V_PREDICTION, Family, TextEncoderSpec, Variant
 
 FULL_SIZES: dict[str, dict[str, Any]] = {
     "unet": {
@@ -62,7 +52,7 @@ class Sd2(LdmFamily):
     base_model_version = "sd_v2"
     architecture = "stable-diffusion-v2-512/lora"
     blocks = (*(f"IN{i:02d}" for i in range(12)), "MID", *(f"OUT{i:02d}" for i in range(12)))
-    text_encoders = (
+    text_encoders: tuple[TextEncoderSpec, ...] = (
         TextEncoderSpec(
             part="text_encoder",
             title="text encoder",

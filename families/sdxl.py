@@ -55,7 +55,7 @@ class Sdxl(LdmFamily):
     architecture = "stable-diffusion-xl-v1-base/lora"
     latent_scale = 0.13025
     blocks = (*(f"IN{i:02d}" for i in range(9)), "MID", *(f"OUT{i:02d}" for i in range(9)))
-    text_encoders = (
+    text_encoders: tuple[TextEncoderSpec, ...] = (
         TextEncoderSpec(
             part="text_encoder",
             title="first text encoder (CLIP-L)",

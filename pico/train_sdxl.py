@@ -150,7 +150,7 @@ def _train_unet(path: Path, networks: sdxl.Networks, vocabulary: Vocabulary, set
         bar = bars[times][:, None, None, None]
         seen = _answer(networks, vocabulary, bar.sqrt() * clean + (1 - bar).sqrt() * noise, times, captions)
         errors = (seen - noise).square().mean(dim=(1, 2, 3))
-        (weights[times] * errors).mean().backward()
+        torch.autograd.backward((weights[times] * errors).mean())
         _update(optimizers, *parts.values())
         decay = min(settings.ema_decay, (1 + step) / (10 + step))
         for name, module in parts.items():
