@@ -81,7 +81,7 @@ def shown_weights(
     before = {name: value.clone() for name, value in live.items()}
     with torch.no_grad():
         if switches:
-            optimizer.eval()
+            optimizer.eval()  # type: ignore[attr-defined]
             weights.show()
         if average is not None:
             for name, value in average.state().items():
@@ -91,6 +91,6 @@ def shown_weights(
     finally:
         with torch.no_grad():
             if switches:
-                optimizer.train()
+                optimizer.train()  # type: ignore[attr-defined]
             for name, value in before.items():
                 live[name].copy_(value)

@@ -49,7 +49,7 @@ class AdapterWeights:
         if not self._own:
             return
         with torch.no_grad():
-            torch._foreach_copy_(self._copies, self._own)
+            torch._foreach_copy_([*self._copies], [*self._own])
         for own, copy in zip(self._own, self._copies, strict=True):
             copy.grad = None if own.grad is None else own.grad.float()
             own.grad = None

@@ -7,7 +7,7 @@ with the losses.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -95,16 +95,21 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """The shared state, on the parameters' device."""
         self._begin_shared()
         device = self.param_groups[0]["params"][0].device
-        found: dict[str, torch.Tensor] = self.state[SHARED]
+        found = self._all_state[SHARED]
         for name, value in found.items():
             if value.device != device:
                 found[name] = value.to(device)
         return found
 
+    @property
+    def _all_state(self) -> dict[Any, dict[str, torch.Tensor]]:
+        # torch keeps and saves states under keys that are no parameters, though its types do not say so
+        return cast("dict[Any, dict[str, torch.Tensor]]", self.state)
+
     def _begin_shared(self) -> None:
-        if SHARED not in self.state:
+        if SHARED not in self._all_state:
             numbers = {"d": self.d0, "steps": 0.0, **self.first_shared()}
-            self.state[SHARED] = {name: torch.tensor(value) for name, value in numbers.items()}
+            self._all_state[SHARED] = {name: torch.tensor(value) for name, value in numbers.items()}
 
     def effective_lr(self) -> torch.Tensor:
         """Returns d x lr, 0-d, on the parameters' device."""
@@ -121,7 +126,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return parameters
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Takes one step over all parameters that have a gradient; a closure is not used."""
         parameters = self.prepare()
         if not parameters:
@@ -130,14 +135,16 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         state = {name: [self.state[parameter][name] for parameter in parameters] for name in names}
         shared = self.shared
         shared["steps"].add_(1.0)
-        self.update(parameters, [p.grad for p in parameters], state, shared, self.param_groups[0])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.update(parameters, gradients, state, shared, self.param_groups[0])
 
 
 def bias_correction(group: dict[str, Any], steps: torch.Tensor) -> torch.Tensor:
     """Returns sqrt(1 - beta2^k) / (1 - beta1^k), 0-d, on the device."""
     beta1, beta2 = group["betas"]
     ones = torch.ones_like(steps)
-    return (1.0 - (ones * beta2).pow(steps)).sqrt() / (1.0 - (ones * beta1).pow(steps))
+    corrected: torch.Tensor = (1.0 - (ones * beta2).pow(steps)).sqrt() / (1.0 - (ones * beta1).pow(steps))
+    return corrected
 
 
 def grown(shared: dict[str, torch.Tensor], estimate: torch.Tensor, *, growth_rate: float, lr: float) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """A power of what is left."""
 
+import math
+
 from ._spec import Course, Schedule, progress_after_warmup, warmup
 
 
@@ -9,7 +11,7 @@ def factor(step: int, course: Course) -> float:
     if rising is not None:
         return rising
     left = 1.0 - progress_after_warmup(step, course)
-    return course.min_factor + (1.0 - course.min_factor) * left**course.power
+    return course.min_factor + (1.0 - course.min_factor) * math.pow(left, course.power)
 
 
 SCHEDULE = Schedule(
