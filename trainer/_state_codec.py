@@ -14,6 +14,7 @@ import torch
 from ..core.errors import FormatError, TrainingError
 
 _TENSOR, _TUPLE, _DEQUE, _DICT, _FLOAT, _DTYPE = "$tensor", "$tuple", "$deque", "$dict", "$float", "$dtype"
+_VALUE = "$value"
 
 
 def take_tensors(state_dict: Mapping[str, Any], tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
@@ -29,6 +30,9 @@ def take_tensors(state_dict: Mapping[str, Any], tensors: dict[str, torch.Tensor]
     """
     rest: dict[str, Any] = {"state": {}}
     for index, values in state_dict["state"].items():
+        if not isinstance(values, Mapping):  # some keep a number of all parameters beside the parameters' states
+            rest["state"][str(index)] = {_VALUE: _encoded(values, f"{prefix}nested/state/{index}", tensors)}
+            continue
         plain: dict[str, Any] = {}
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
@@ -49,8 +53,10 @@ def give_tensors(rest: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], p
     Raises:
         FormatError: a tensor is missing, or belongs to nothing.
     """
-    state: dict[Any, dict[str, Any]] = {
-        _index(index): {name: _decoded(value, tensors) for name, value in values.items()}
+    state: dict[Any, Any] = {
+        _index(index): _decoded(values[_VALUE], tensors)
+        if _VALUE in values
+        else {name: _decoded(value, tensors) for name, value in values.items()}
         for index, values in rest["state"].items()
     }
     for path, value in tensors.items():

@@ -56,7 +56,9 @@ def test_the_state_goes_through_a_checkpoint(name: str, stop: int, tmp_path: Pat
 
     def begun() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
         draw = torch.Generator().manual_seed(0)
-        made = [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in ((4, 3), (5,), (3, 2, 1, 1), (2,))]
+        made = [
+            torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in ((70, 70), (5,), (3, 2, 1, 1), (2,))
+        ]
         groups = [
             ParamGroup(name="unet", lr=params.lr_unet, parameters=made[:2]),
             ParamGroup(name="text_encoder", lr=params.lr_unet, parameters=made[2:]),
