@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from atelier_tests.experiments import captions, crops, runner, sizes
 from atelier_tests.experiments.world import World
@@ -60,3 +61,21 @@ def test_lines_are_kept_and_a_cut_one_is_not_taken(tmp_path):
     assert "100%" in runner.table(lines)
     runner._append(path, {**lines[0], "arm": "several"})
     assert [line["arm"] for line in runner.read_lines(path)] == ["one", "several"]
+
+
+REPRODUCED = (
+    ("a-character", "all_traits", "all", "pruned"),
+    ("a-character", "traits", "none", "all"),
+)
+"""(experiment, figure, lower arm, higher arm) that holds for every seed, as docs/experiments.md says."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "figure", "lower", "higher"), REPRODUCED)
+def test_direction_shows_with_every_seed(experiment, figure, lower, higher):
+    torch.set_num_threads(1)
+    lines = runner.run_missing([experiment], folder=FOLDER)
+    found = runner.by_seed(lines, experiment, figure)
+    assert len(found) == len(runner.SEEDS)
+    for seed, arms in found.items():
+        assert arms[lower] < arms[higher], f"seed {seed}: {arms}"
