@@ -111,7 +111,8 @@ class ConceptPreset:
             done = "DRY RUN: nothing was changed; switch 'dry run' off to follow the proposal"
         else:
             changed, diff = run_steps(dataset, proposal.recipe, step_context())
-            done = compare(dataset, changed, title=f"preset {proposal.preset.name}", rules=diff.rules).text()
+            title = f"preset {proposal.preset.name}"
+            done = compare(dataset, changed, title=title, rules=diff.rules, unmatched=diff.unmatched).text()
         report = f"{done}\n{proposal.text()}"
         return {"ui": {"text": [report]}, "result": (changed, report, proposal.recipe_text())}
 

@@ -239,9 +239,9 @@ def _save(model: Any, model_folder: Path, folder: Path) -> None:
     """Writes the model's folder in one go; an older one of the same name is replaced."""
     target = folder / MODEL_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
     with atomic_path(target) as temporary:
         model.save_pretrained(str(temporary), safe_serialization=True)
         if (model_folder / "preprocessor_config.json").is_file():
             shutil.copyfile(model_folder / "preprocessor_config.json", temporary / "preprocessor_config.json")
+        if target.exists():  # only now: an older model is lost only where there is a new one
+            shutil.rmtree(target)

@@ -24,6 +24,8 @@ MAX_PICTURES = 20_000
 """More are not learnt from: a linear model is fitted well long before."""
 _MAX_ITERATIONS = 300
 _CHECK_EVERY = 5
+_AT_ONCE = 4096
+"""Pictures whose scores are spread out at once: all of a large set's would take gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,19 +188,20 @@ def train_linear(
     if int(readable.counts().min()) < 2:
         name = readable.names[int(readable.counts().argmin())]
         raise InputError(f"of the label {name!r} fewer than two pictures can be read; repair or add some")
-    features = scored.scores.dense(len(scored.vocabulary))[good]
+    scores, width = scored.scores.take(np.flatnonzero(good)), len(scored.vocabulary)
     learn, test = split(readable, held_out=params.held_out, seed=params.seed)
     if len(learn) > MAX_PICTURES:
         learn = np.sort(np.random.default_rng(params.seed).permutation(learn)[:MAX_PICTURES])
     model = fit(
-        features[learn],
+        scores.take(learn).dense(width),
         readable.labels[learn],
         len(readable.names),
         l2=params.l2,
         balanced=params.balanced,
         progress=progress,
     )
-    said = model.probabilities(features[test]).argmax(axis=1)
+    parts = [scores.take(test[first : first + _AT_ONCE]) for first in range(0, len(test), _AT_ONCE)]
+    said = np.concatenate([model.probabilities(part.dense(width)).argmax(axis=1) for part in parts])
     found = verdict(readable.names, readable.labels[test], said.astype(np.int64))
     arrays = {
         "columns": model.columns,
@@ -250,8 +253,8 @@ def predict_linear(
     """
     scored = score_dataset(dataset, scorer, index, rows=rows, progress=progress)
     result = np.full((len(scored.rows), len(model.bias)), np.nan, dtype=np.float32)
-    for first in range(0, len(scored.rows), 4096):
-        part = scored.scores.part(first, min(first + 4096, len(scored.rows)))
-        result[first : first + 4096] = model.probabilities(part.dense(len(scored.vocabulary)))
+    for first in range(0, len(scored.rows), _AT_ONCE):
+        part = scored.scores.part(first, min(first + _AT_ONCE, len(scored.rows)))
+        result[first : first + _AT_ONCE] = model.probabilities(part.dense(len(scored.vocabulary)))
     result[np.isin(scored.rows, np.array(sorted(scored.failed), dtype=np.int64))] = np.nan
     return result, scored

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dataset._arrays import offsets_of, runs
+
 FLOOR = 0.05
 """A lower score counts as none, wherever it comes from: one picture, a batch or the store."""
 
@@ -94,6 +96,12 @@ class SparseScores:
         lengths = np.diff(self.offsets)[keep]
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
         return SparseScores(offsets=offsets, ids=self.ids, values=self.values)
+
+    def take(self, pictures: NDArray[np.int64]) -> "SparseScores":
+        """Some pictures in the given order."""
+        lengths = np.diff(self.offsets)[pictures]
+        entries = runs(self.offsets[:-1][pictures], lengths)
+        return SparseScores(offsets=offsets_of(lengths), ids=self.ids[entries], values=self.values[entries])
 
     def dense(self, size: int) -> NDArray[np.float32]:
         """All scores, float32 [pictures, size]; what is below the floor is 0."""

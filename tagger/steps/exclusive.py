@@ -71,8 +71,9 @@ def apply(dataset: Dataset, params: ExclusiveParams, context: StepContext) -> Ou
         alone = people_per_row(tags) < 2
         skipped = int(np.count_nonzero(~alone[np.unique(rows)]))
         place, rows = place[alone[rows]], rows[alone[rows]]
-    drop, without_score = _losers(tags, place, rows, group_of, rank_of, params.arbiter)
-    drop &= ~fixed_mask(dataset)
+    fixed = fixed_mask(dataset)
+    drop, without_score = _losers(tags, place, rows, group_of, rank_of, params.arbiter, fixed)
+    drop &= ~fixed
     names = list(wanted)
     result, rules = drop_occurrences(tags, drop, group_of[tags.ids], names)
     notes = _notes(skipped, without_score, params.arbiter)
@@ -88,8 +89,12 @@ def _losers(
     group_of: NDArray[np.int32],
     rank_of: NDArray[np.int32],
     arbiter: str,
+    fixed: NDArray[np.bool_],
 ) -> tuple[NDArray[np.bool_], int]:
-    """Occurrences [all] that go, and in how many contests score or classifier had nothing to say."""
+    """Occurrences [all] that go, and in how many contests score or classifier had nothing to say.
+
+    One that is kept at the front wins whatever the arbiter says: it stays, and two of a group must not.
+    """
     drop = np.zeros(len(tags.ids), dtype=bool)
     if not len(place):
         return drop, 0
@@ -107,6 +112,7 @@ def _losers(
         strength = np.where(sources == SOURCES.index("classifier"), 1.0 + score, -1.0)
     elif arbiter in ("last of the group", "first of the group"):
         strength = rank_of[ids].astype(np.float64) * (1.0 if arbiter.startswith("last") else -1.0)
+    strength[fixed[place]] = np.inf
     order = np.lexsort((by_place, -strength, contest))
     sorted_contest = contest[order]
     first = np.ones(len(order), dtype=bool)

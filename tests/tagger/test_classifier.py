@@ -1,5 +1,6 @@
 """A classifier of one's own: examples, training both ways, and its label as the arbiter of a group."""
 
+import errno
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from atelier_tests.helpers.onnx_tagger import write_tagger
 from atelier_tests.helpers.progress import CancelAfter
-from lora_atelier.core.errors import FormatError, InputError
+from lora_atelier.core.errors import FormatError, InputError, StorageError
 from lora_atelier.core.progress import Cancelled
 from lora_atelier.core.tensors import read_tensors, write_tensors
 from lora_atelier.dataset.columns import SOURCES, TagColumn
@@ -250,6 +251,23 @@ def test_fine_tuning_can_be_cancelled_and_leaves_nothing(labelled, tiny_vit, tmp
     with pytest.raises(Cancelled):
         finetune(labelled, tiny_vit, tmp_path / "tuned", progress=CancelAfter(3))
     assert not (tmp_path / "tuned").exists()
+
+
+def test_an_older_model_stays_where_the_new_one_cannot_be_written(labelled, tiny_vit, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    finetune(labelled, tiny_vit, tmp_path / "tuned", epochs=1)
+    before = (tmp_path / "tuned" / "model" / "model.safetensors").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transformers.ViTForImageClassification, "save_pretrained", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        finetune(labelled, tiny_vit, tmp_path / "tuned", epochs=1)
+    assert (tmp_path / "tuned" / "model" / "model.safetensors").read_bytes() == before
+    monkeypatch.undo()
+    finetune(labelled, tiny_vit, tmp_path / "tuned", epochs=2)
+    assert (tmp_path / "tuned" / "model" / "model.safetensors").read_bytes() != before
 
 
 def test_the_same_seed_gives_the_same_weights(labelled, tiny_vit, tmp_path):

@@ -155,3 +155,12 @@ def test_sparse_keeps_what_counts():
     assert "safe" not in kept
     assert values.dtype == np.float32
     assert sorted(values)[1] >= FLOOR
+
+
+def test_some_pictures_of_a_table_in_another_order():
+    table = np.random.default_rng(0).random((6, len(VOCABULARY)), dtype=np.float32)
+    table[3] = 0.0
+    sparse = joined([sparse_of(row, VOCABULARY) for row in table])
+    rows = np.array([4, 3, 0, 4], dtype=np.int64)
+    np.testing.assert_array_equal(sparse.take(rows).dense(len(VOCABULARY)), sparse.dense(len(VOCABULARY))[rows])
+    assert len(sparse.take(rows[:0])) == 0

@@ -192,6 +192,12 @@ class TestExclusive:
         assert set(after[0].split(", ")) == set(left.split(", "))
         assert rule(diff, "size").touched == 1
 
+    @pytest.mark.parametrize("arbiter", ["score", '"last of the group"', '"first in the caption"', "classifier"])
+    def test_one_that_is_kept_at_the_front_wins(self, arbiter):
+        subsets = [Subset(folder=Path("a"), keep_tokens=1)]
+        (after,), _ = run(self.GROUP.format(arbiter), "small, a, large", scores=[0.1, 0.5, 0.9], subsets=subsets)
+        assert after == "small, a"
+
     def test_one_tag_is_no_contest(self):
         for arbiter in ("score", '"drop all"'):
             assert run(self.GROUP.format(arbiter), "large, a", "large, large")[0] == ["large, a", "large, large"]
