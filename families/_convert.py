@@ -96,6 +96,8 @@ def _refuse_old_torch() -> None:
 
 def _unpickle(source: Path) -> Any:
     zipped = zipfile.is_zipfile(source)
+    if not zipped:
+        _refuse_other_kinds(source)
     try:
         stand_ins = _stand_ins(source) if zipped else []
         with torch.serialization.safe_globals(stand_ins):
@@ -109,6 +111,17 @@ def _unpickle(source: Path) -> Any:
         raise FormatError(f"{source.name} is not a PyTorch checkpoint, or is damaged; download it again") from cause
     except OSError as cause:
         raise StorageError(f"{source} cannot be read ({cause.strerror or cause}); check its permissions") from cause
+
+
+def _refuse_other_kinds(source: Path) -> None:
+    """A picture or a web page under a checkpoint's name is said to be none, not taken for one that holds code."""
+    try:
+        with source.open("rb") as file:
+            begin = file.read(1)
+    except OSError as cause:
+        raise StorageError(f"{source} cannot be read ({cause.strerror or cause}); check its permissions") from cause
+    if begin != pickle.PROTO:
+        raise FormatError(f"{source.name} is not a PyTorch checkpoint, or is damaged; download it again")
 
 
 def _stand_ins(source: Path) -> list[Any]:

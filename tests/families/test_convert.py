@@ -102,6 +102,13 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     assert not target.exists()
 
 
+@pytest.mark.parametrize("begin", [b"\x89PNG\r\n\x1a\n", b"<!doctype html>", b"PK\x03\x04cut short"])
+def test_what_is_no_checkpoint_is_not_blamed_for_code(tmp_path: Path, begin: bytes) -> None:
+    (tmp_path / "page.ckpt").write_bytes(begin + bytes(200))
+    with pytest.raises(FormatError, match=r"page\.ckpt is not a PyTorch checkpoint, or is damaged"):
+        convert_checkpoint(tmp_path / "page.ckpt", tmp_path / "new.safetensors")
+
+
 def test_an_old_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(WEIGHTS, tmp_path / "old.ckpt")
     for version, refused in (("2.9.1", True), ("2.9.1+cu128", True), ("2.10.0", False), ("3.0.0a1", False)):
