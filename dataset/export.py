@@ -207,8 +207,8 @@ def _write_pictures(
                 if not _put_picture(dataset, row, place, header.orientation, params, work, counts):
                     continue
                 if int(dataset.subset_index[row]) in masked:
-                    folder = root / MASKS / folders[int(dataset.subset_index[row])]
-                    _put_mask(dataset, row, folder / f"{place.stem}.png", work, counts)
+                    beside = root / MASKS / folders[int(dataset.subset_index[row])]
+                    _put_mask(dataset, row, beside / f"{place.stem}.png", work, counts)
                 for ending in endings:
                     if dataset.tags.row(row) or ending == ".json":
                         write_caption(place.with_name(place.stem + ending), caption_bytes(dataset, row, ending))
