@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ def choice_of_file(path: Path) -> Choice:
     modules = _modules(path)
     names = [network_of_parts(parts, stem=stem).name for stem, parts in modules.items()]
     network = get_network(max(dict.fromkeys(names), key=names.count))
+    if _said_algo(path) == "ia3" and all(_fits(get_network("ia3"), parts) for parts in modules.values()):
+        network = get_network("ia3")  # whose files are LoRAs of zeros with dora_scale
     ranks = [network.rank_of(parts) for parts in modules.values() if network.knows(parts)]
     known = [rank for rank in ranks if rank is not None and rank <= 1024]
     fields = {parameter.name for parameter in network.params.parameters()}
@@ -100,6 +103,15 @@ def _of_absent_part(stem: str, components: Components) -> bool:
     """Whether a module is of a part that this run does not load."""
     text = stem.startswith(("lora_te", "text_encoder"))
     return not components.text_encoders if text else components.unet is None
+
+
+def _said_algo(path: Path) -> str:
+    """The algorithm a file's metadata names, "" where it names none."""
+    try:
+        said = json.loads(read_header(path).metadata.get("ss_network_args", "{}"))
+    except ValueError:  # a remark of another tool; the parts tell the network then
+        return ""
+    return str(said.get("algo", "")) if isinstance(said, dict) else ""
 
 
 def _modules(path: Path) -> dict[str, dict[str, Any]]:

@@ -235,6 +235,7 @@ def test_what_a_run_cannot_begin_with(whole: World, job: MakeJob, places: Mappin
     first, _ = whole("loha")
     start = StartLora(path=first.lora_path, name="first.safetensors", sha256="0" * 64)
     assert choice_of_file(first.lora_path).name == "loha"
+    assert choice_of_file(whole("ia3")[0].lora_path).name == "ia3"
     with pytest.raises(InputError, match=r"first.safetensors is a LoHa and the run's network is LoRA"):
         train_lora(replace(job_of(job, "lora", steps=2), start=start), **places)
     with pytest.raises(InputError, match="none of the .* modules that the targets choose"):
