@@ -116,12 +116,14 @@ def core_table(dataset: Dataset, classes: Classes, *, core_share: float) -> list
     single_counts[np.searchsorted(unique, share_keys)] = share_counts  # the keys of single rows are among all
     totals = np.bincount(classes.of_row[single & (classes.of_row >= 0)], minlength=len(classes.names))
     names = normals(tags.vocabulary)
+    # By tag, not by class and tag: a set of many folders has millions of such pairs.
+    used = np.unique(unique % size).tolist()
+    facts = {tag_id: (STOP_WORDS.isdisjoint(names[tag_id].split()), trait_of(names[tag_id])) for tag_id in used}
     table = []
     for key, count, alone in zip(unique.tolist(), counts.tolist(), single_counts.tolist(), strict=True):
         number, tag_id = divmod(key, size)
         share = alone / max(int(totals[number]), 1)
-        name = names[tag_id]
-        stop = not STOP_WORDS.isdisjoint(name.split())
+        may_be_core, trait = facts[tag_id]
         table.append(
             CoreTag(
                 class_name=classes.names[number],
@@ -129,8 +131,8 @@ def core_table(dataset: Dataset, classes: Classes, *, core_share: float) -> list
                 tag_id=tag_id,
                 captions=count,
                 share=share,
-                trait=trait_of(name),
-                is_core=share >= core_share and not stop,
+                trait=trait,
+                is_core=share >= core_share and may_be_core,
             )
         )
     place = {name: number for number, name in enumerate(classes.names)}
