@@ -14,6 +14,7 @@ from ..networks._spec import Network, get_network
 from ..networks._targeting import Targeting, parse_targeting
 from .config import Job, differences, normal_blocks
 from .objectives._spec import Objective, find_objective
+from .optimizers._adaptive_params import AdaptiveParams
 from .optimizers._check import check_optimizer, course_of
 from .optimizers._spec import Optimizer, OptimizerParams, Trained, find_optimizer
 from .schedules._spec import Course, Schedule, find_schedule
@@ -91,6 +92,11 @@ def check_job(job: Job) -> Checked:
     if job.start is not None:
         check_start(job.start, network)
     trained = Trained(unet=train_unet, text_encoder=train_text_encoder, steps=job.params.steps)
+    if job.params.trained_dtype == "fp16" and isinstance(optimizer_params, AdaptiveParams):
+        raise InputError(
+            f"trained_dtype is fp16, but the optimizer {optimizer.name} begins with steps of {optimizer_params.d0:g}, "
+            "which fp16 cannot hold: keep trained_dtype fp32 (precision fp16 stays as fast)."
+        )
     warnings = [*check_optimizer(optimizer, optimizer_params, trained), *_precision_warnings(job)]
     if optimizer.averages and job.params.ema_decay > 0.0:
         raise InputError(

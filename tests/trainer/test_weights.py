@@ -73,6 +73,13 @@ def test_pure_half_precision_is_warned_of(job: Callable[..., Job]) -> None:
     assert warned(precision="bf16") == ""
 
 
+def test_steps_that_fp16_cannot_hold_are_refused(job: Callable[..., Job]) -> None:
+    settings: dict[str, Any] = {"precision": "fp16", "trained_dtype": "fp16", "optimizer_name": "prodigy"}
+    with pytest.raises(InputError, match="begins with steps of 1e-06, which fp16 cannot hold"):
+        check_job(job(**settings))
+    check_job(job(**{**settings, "trained_dtype": "fp32"}))
+
+
 def test_a_run_with_bf16_weights(job: Callable[..., Job], places: dict[str, Path]) -> None:
     settings = {"precision": "bf16", "trained_dtype": "bf16", "stochastic_rounding": True, "blocks": "MID"}
     result = train_lora(job(steps=2, train_text_encoder=False, **settings), **places)
