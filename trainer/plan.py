@@ -77,6 +77,11 @@ def check_job(job: Job) -> Checked:
         raise InputError(
             f"The optimizer {job.optimizer.name!r} was given the settings of something else; wire an optimizer."
         )
+    if job.params.trained_dtype == "fp16" and isinstance(optimizer_params, AdaptiveParams):
+        raise InputError(
+            f"trained_dtype is fp16, but the optimizer {job.optimizer.name} begins with steps of {optimizer_params.d0:g}, "
+            "which fp16 cannot hold: keep trained_dtype fp32 (precision fp16 stays as fast)."
+        )
     optimizer, objective = find_optimizer(job.optimizer.name), find_objective(job.objective.name)
     prediction_type = job.base.prediction_type
     if objective.prediction_type != prediction_type:
@@ -92,11 +97,6 @@ def check_job(job: Job) -> Checked:
     if job.start is not None:
         check_start(job.start, network)
     trained = Trained(unet=train_unet, text_encoder=train_text_encoder, steps=job.params.steps)
-    if job.params.trained_dtype == "fp16" and isinstance(optimizer_params, AdaptiveParams):
-        raise InputError(
-            f"trained_dtype is fp16, but the optimizer {optimizer.name} begins with steps of {optimizer_params.d0:g}, "
-            "which fp16 cannot hold: keep trained_dtype fp32 (precision fp16 stays as fast)."
-        )
     warnings = [*check_optimizer(optimizer, optimizer_params, trained), *_precision_warnings(job)]
     if optimizer.averages and job.params.ema_decay > 0.0:
         raise InputError(
