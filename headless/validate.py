@@ -199,7 +199,9 @@ def _warnings(graph: Graph, specs: Mapping[str, NodeSpec], order: list[str]) -> 
         allowed = specs[node.class_type].inputs
         for name in node.inputs:
             if name not in allowed:
-                warnings.append(f"{node.label} has no input {name!r}, which is ignored{nearest_hint(name, allowed)}.")
+                warnings.append(
+                    f"{node.label} has no input {name!r}, which is ignored{nearest_hint(name, allowed) or '.'}"
+                )
     unused = [node.id for node in graph.nodes.values() if node.id not in order]
     if unused:
         warnings.append(f"nodes {', '.join(unused)} lead to no output node and do not run.")

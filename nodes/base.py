@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..core.errors import AtelierError, InputError
+from ..core.errors import AtelierError, InputError, UnknownNameError
 from ..families._base import BY_FILE, SWITCHES, Base, MergedLora, open_base
 from ..families._spec import PREDICTIONS
 from ..merger.lora.handle import Lora, stem_strengths
@@ -84,7 +84,7 @@ class OpenBase:
         """A name this machine lacks is answered with the nearest names instead of a bare refusal."""
         host = get_host()
         if base_name is not None:
-            refusal = _refusal(host.checkpoint_path, base_name)
+            refusal = _refusal(host.checkpoint_path, base_name, where="; its file belongs into models/checkpoints")
             if refusal:
                 return refusal
         return True if vae is None else _refusal(host.vae_path, vae) or True
@@ -112,9 +112,11 @@ class OpenBase:
         return (base,)
 
 
-def _refusal(path_of: Callable[[str], Any], name: str) -> str:
+def _refusal(path_of: Callable[[str], Any], name: str, where: str = "") -> str:
     try:
         path_of(name)
+    except UnknownNameError as refusal:
+        return f"{refusal}{where}"
     except AtelierError as refusal:
         return str(refusal)
     return ""

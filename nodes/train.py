@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.params import Choice
+from ..dataset.normal import normal
 from ..dataset.table import Dataset
 from ..families._base import Base
 from ..merger.lora.handle import Lora, open_lora
@@ -64,12 +65,25 @@ def default_choice(kind: str) -> Choice:
     return Choice(kind=kind, name=name, params=find(name).params())
 
 
-def shown_result(result: RunResult, trigger: str) -> dict[str, Any]:
+def unused_trigger(dataset: Dataset, trigger: str) -> str:
+    """A note if a word of the trigger is in no caption, for then it calls nothing; else nothing."""
+    wanted = [word.strip() for word in trigger.split(",") if word.strip()]
+    if not wanted:
+        return ""
+    said = {normal(part) for part in (*dataset.tag_counts(), *(subset.caption_prefix for subset in dataset.subsets))}
+    missing = [word for word in wanted if not any(normal(word) in part for part in said)]
+    if not missing:
+        return ""
+    return f"Note: no caption holds the trigger {missing[0]!r}; 'Trigger and Fixed Tags' puts it into all of them."
+
+
+def shown_result(result: RunResult, trigger: str, note: str = "") -> dict[str, Any]:
     """A node's return value for a run: text for the page, and the three outputs."""
     host = get_host()
     name = result.lora_path.relative_to(host.loras_dir()).as_posix()
     lora = open_lora(result.lora_path, name, trigger=trigger)
-    return {"ui": {"text": [result.report]}, "result": (result.run, lora, result.report)}
+    report = f"{result.report}\n{note}" if note else result.report
+    return {"ui": {"text": [report]}, "result": (result.run, lora, report)}
 
 
 def start_of(base: Base, lora: Lora) -> StartLora:
@@ -157,6 +171,9 @@ class TrainLora:
             objective=objective or default_choice("objective"),
             blocks=blocks or "",
         )
+        note = unused_trigger(dataset, trigger)
+        if note:
+            log.warning("%s", note)
         host = get_host()
         progress = host.progress(job.params.steps)
         result = train_lora(
@@ -171,7 +188,7 @@ class TrainLora:
             index=index_if_usable(progress),
         )
         log.info("%s", result.report)
-        return shown_result(result, trigger)
+        return shown_result(result, trigger, note)
 
 
 class ContinueTraining:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..core.errors import InputError
 from ..core.tensors import read_header
 from ..dataset.batches import effective_repeats, steps_per_epoch
@@ -79,8 +81,8 @@ def check_job(job: Job) -> Checked:
         )
     if job.params.trained_dtype == "fp16" and isinstance(optimizer_params, AdaptiveParams):
         raise InputError(
-            f"trained_dtype is fp16, but the optimizer {job.optimizer.name} begins with steps of {optimizer_params.d0:g}, "
-            "which fp16 cannot hold: keep trained_dtype fp32 (precision fp16 stays as fast)."
+            f"trained_dtype is fp16, but the optimizer {job.optimizer.name} begins with steps of "
+            f"{optimizer_params.d0:g}, which fp16 cannot hold: keep trained_dtype fp32 (precision fp16 stays as fast)."
         )
     optimizer, objective = find_optimizer(job.optimizer.name), find_objective(job.objective.name)
     prediction_type = job.base.prediction_type
@@ -97,7 +99,11 @@ def check_job(job: Job) -> Checked:
     if job.start is not None:
         check_start(job.start, network)
     trained = Trained(unet=train_unet, text_encoder=train_text_encoder, steps=job.params.steps)
-    warnings = [*check_optimizer(optimizer, optimizer_params, trained), *_precision_warnings(job)]
+    warnings = [
+        *check_optimizer(optimizer, optimizer_params, trained),
+        *_precision_warnings(job),
+        *_caption_warnings(job),
+    ]
     if optimizer.averages and job.params.ema_decay > 0.0:
         raise InputError(
             f"ema_decay is {job.params.ema_decay:g}, but the optimizer {optimizer.name} averages the weights itself: "
@@ -143,6 +149,20 @@ def _precision_warnings(job: Job) -> list[str]:
     return [
         f"What is trained is kept in {params.trained_dtype}: updates too small for its digits are lost, and usually "
         f"nothing is learned; {cure} trained_dtype fp32 (precision {params.precision} stays as fast)."
+    ]
+
+
+def _caption_warnings(job: Job) -> list[str]:
+    """A data set whose captions were not found trains without a word, and nothing calls what it learned."""
+    dataset = job.dataset
+    prefixed = np.array([bool(subset.caption_prefix.strip()) for subset in dataset.subsets])
+    silent = (dataset.tags.lengths == 0) & ~prefixed[dataset.subset_index] & ~dataset.is_reg
+    count, of = int(silent.sum()), int((~dataset.is_reg).sum())
+    if count == 0:
+        return []
+    return [
+        f"{count} of {of} pictures have no caption: what they show sticks to every prompt. Put cat.txt beside cat.png, "
+        "tag them, or give the data set a class_text or caption_prefix."
     ]
 
 

@@ -97,7 +97,12 @@ CASES = [
         ["zero.safetensors", "empty|trunc|short"],
     ),
     ("base without vae", bad.no_vae_base, train(base__base_name="novae.safetensors"), ["VAE", "novae.safetensors"]),
-    ("missing base", nothing, train(base__base_name="tinny.safetensors"), ["base", "did you mean 'tiny.safetensors'"]),
+    (
+        "missing base",
+        nothing,
+        train(base__base_name="tinny.safetensors"),
+        ["did you mean 'tiny.safetensors'", "checkpoints"],
+    ),
     ("unknown dtype", nothing, train(base__dtype="fp64"), ["dtype", "fp32"]),
     ("nan learning rate", nothing, train(opt__lr_unet=math.nan), ["lr_unet is nan", "finite number"]),
     ("infinite learning rate", nothing, train(opt__lr_text_encoder=math.inf), ["lr_text_encoder is inf", "finite"]),

@@ -55,3 +55,14 @@ def test_the_host_is_asked_for_its_memory_only_to_train(host, given, caplog):
     assert host.calls.count("training") == 2
     assert ContinueTraining().go_on(run, **given, extra_steps=1, **further)["result"][0] == child
     assert host.calls.count("training") == 2
+
+
+def test_a_trigger_that_no_caption_holds_is_said(host, given, caplog):
+    words = next(iter(given["dataset"].tag_counts()))
+    for trigger in ("", words, words.upper().replace(" ", "_")):
+        assert "no caption holds" not in TrainLora().train(**given, **SETTINGS, trigger=trigger)["result"][2]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    shown = TrainLora().train(**given, **SETTINGS, trigger=f"{words}, zork")
+    assert "no caption holds the trigger 'zork'" in shown["result"][2]
+    assert shown["ui"]["text"] == [shown["result"][2]]
+    assert "zork" in caplog.text

@@ -1,6 +1,7 @@
 """bf16 weights: plain ones lose small updates, stochastically rounded ones do not; and the pack says so before."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,16 @@ def test_pure_half_precision_is_warned_of(job: Callable[..., Job]) -> None:
     assert "keep trained_dtype fp32" in warned(precision="fp16", trained_dtype="fp16")
     assert warned(precision="bf16", trained_dtype="bf16", stochastic_rounding=True) == ""
     assert warned(precision="bf16") == ""
+
+
+def test_pictures_without_captions_are_warned_of(job: Callable[..., Job]) -> None:
+    told = job()
+    rows = {row: () for row in range(1, len(told.dataset))}
+    silent = replace(told, dataset=told.dataset.with_tags(rows, note="emptied"))
+    (warning,) = check_job(silent).warnings
+    assert f"{len(rows)} of {len(told.dataset)} pictures have no caption" in warning
+    subsets = [replace(subset, caption_prefix="zork") for subset in silent.dataset.subsets]
+    assert check_job(replace(silent, dataset=silent.dataset.with_subsets(subsets, note="prefix"))).warnings == ()
 
 
 def test_steps_that_fp16_cannot_hold_are_refused(job: Callable[..., Job]) -> None:
