@@ -205,7 +205,10 @@ def link_or_copy_new(source: Path, target: Path) -> None:
     """
     source, target = Path(source), Path(target)
     _check_is_file(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise storage_error("make the folder", target.parent, cause) from cause
     try:
         os.link(source, target)
         return

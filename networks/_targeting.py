@@ -186,8 +186,8 @@ class Targeting:
             fitting = [target for target in targets if self._takes(target, network, params)]
             inhabited = list(dict.fromkeys(target.block for target in fitting))
             raise InputError(
-                f"The chosen blocks, groups and patterns hold no module that {network.name} trains; those that do are "
-                f"{', '.join(inhabited) or 'none'}."
+                f"The chosen blocks, groups and patterns hold no module that {network.name} trains (blocks: "
+                f"{', '.join(self.blocks) or 'none'}); blocks that do are {', '.join(inhabited) or 'none'}."
             )
         return found
 
