@@ -22,7 +22,7 @@ from .world import SIDE_PX, World
 ARMS = ("heads", "heads and persons")
 STEPS = 300
 NUM_IMAGES = 32
-NUM_PICTURES = 48
+NUM_PICTURES = 32
 CONCEPT = "kest"
 PICTURE_PX = 144
 """Side of the photographs, half as large again as a training picture."""
