@@ -1,4 +1,4 @@
-"""Head crops alone, or with crops of the whole person out of the same pictures as regularisation (P8)."""
+"""Head crops alone, or with crops of the whole person out of the same pictures as regularisation (record 001)."""
 
 import random
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Size words: one per picture, or several that contradict each other, as sites give them (P12)."""
+"""Size words: one per picture, or several that contradict each other, as sites give them (record 000)."""
 
 import random
 from collections.abc import Iterator
