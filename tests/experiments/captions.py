@@ -1,4 +1,4 @@
-"""How much of a caption is written: nothing but the trigger, every tag, or every tag that should not stick (record 003)."""
+"""How much of a caption is written: the trigger alone, every tag, or every tag that should not stick (record 003)."""
 
 import numpy as np
 
