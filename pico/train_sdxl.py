@@ -1,4 +1,4 @@
-"""A short training of pico SDXL: enough that it draws coloured shapes on their backgrounds, no more.
+"""A short training of pico SDXL: enough for tests, not enough to draw shapes that can be recognised.
 
 The autoencoder learns first, then UNet and both text encoders together; the first encoder begins as pico's own.
 """
