@@ -225,8 +225,9 @@ def _report(dataset: Dataset, params: SaveParams, work: Work, backup: str, *, re
         )
     if not remembers and work.replaced:
         notes.append("What was written before is not remembered here, so edited captions could not be told apart.")
+    pictures = counted(len(dataset), "picture")
     return SaveReport(
-        title=f"{verb} {params.caption_extension} captions for {counted(len(dataset), 'picture')} of {dataset.root.name!r}.",
+        title=f"{verb} {params.caption_extension} captions for {pictures} of {dataset.root.name!r}.",
         counts=counts,
         refused=tuple(work.refused),
         backup=backup,
