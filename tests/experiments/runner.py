@@ -52,9 +52,17 @@ def run_missing(
     seeds: Iterable[int] = SEEDS,
     *,
     folder: Path = DEFAULT_FOLDER,
+    arms: Sequence[str] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Runs every (experiment, arm, seed) that has no line yet; a stopped training goes on where it stopped.
+
+    Args:
+        names: Experiments.
+        seeds: With which they are run.
+        folder: Where lines, sheets, data sets and trainings lie.
+        arms: Only these; None for all.
+        say: Told each new line.
 
     Returns:
         The lines of what was asked for.
@@ -64,7 +72,8 @@ def run_missing(
     lines = folder / "results.jsonl"
     world = World(folder / "work")
     done = {_key(line): line for line in read_lines(lines)}
-    wanted = [(name, arm, seed) for name in names for seed in seeds for arm in EXPERIMENTS[name].arms]
+    wanted = [(name, arm, seed) for name in names for seed in seeds for arm in EXPERIMENTS[name].arms
+              if arms is None or arm in arms]  # fmt: skip
     for name, arm, seed in wanted:
         if (name, arm, seed) in done:
             continue
