@@ -31,12 +31,14 @@ from lora_atelier.families.sd15 import FULL_SIZES
 from lora_atelier.networks._attach import AdapterSet
 from lora_atelier.networks._blocks import expand_selection
 from lora_atelier.networks.lora import LoraParams
-from lora_atelier.trainer.loop import Learner, Route, Row, train
+from lora_atelier.trainer.loop import Learner, Route, Row, Standing, train
 from lora_atelier.trainer.objectives.epsilon import OBJECTIVE, EpsilonParams
 from lora_atelier.trainer.optimizers._spec import ParamGroup
 from lora_atelier.trainer.optimizers.adamw import OPTIMIZER, AdamWParams
 from lora_atelier.trainer.precision import Precision
+from lora_atelier.trainer.schedules._spec import Course
 from lora_atelier.trainer.schedules.constant import factor
+from lora_atelier.trainer.weights import AdapterWeights
 
 ROOT = Path(__file__).resolve().parents[1]
 PICO = ROOT / "pico" / "assets" / "pico-base.safetensors"
@@ -62,8 +64,8 @@ class Forgetful:
     """A recorder that keeps nothing; the losses are read as in a real run."""
 
     def rows(self, rows: Sequence[Row]) -> None: ...
-    def save(self, step: int, *, seconds: float, images_seen: int, kept: bool) -> None: ...
-    def cancel(self, step: int, *, seconds: float, images_seen: int) -> None: ...
+    def save(self, standing: Standing, *, kept: bool) -> None: ...
+    def cancel(self, standing: Standing) -> None: ...
 
 
 class Cached:
@@ -85,6 +87,12 @@ class Cached:
         return TextState(hidden=self.hidden)
 
     def weights(self, index: int) -> None:
+        return None
+
+    def mask(self, index: int) -> None:
+        return None
+
+    def conditioning(self, index: int) -> None:
         return None
 
     def num_images(self, index: int) -> int:
@@ -124,15 +132,18 @@ def our_step(unet: Any, cached: Cached, *, blocks: str, device: torch.device) ->
     family = get_family("sd15")
     choice = Choice(kind="network", name="lora", params=LoraParams(rank=RANK, alpha=float(RANK)))
     adapter = AdapterSet.attach(targets_of(unet, blocks), choice, seed=0)
-    group = ParamGroup(name="unet", lr=LR, parameters=adapter.parameters_by_part()["unet"])
+    weights = AdapterWeights(stochastic_rounding=False)
+    group = ParamGroup(name="unet", lr=LR, parameters=weights.worked_on(adapter.parameters_by_part()["unet"]))
     learner = Learner(
-        predict=lambda noisy, timesteps, text: family.predict(unet, noisy, timesteps, text),
+        predict=lambda noisy, timesteps, text, _: family.predict(unet, noisy, timesteps, text),
         batches=cached,
         objective=OBJECTIVE,
         objective_params=EpsilonParams(),
         alphas_cumprod=family.alphas_cumprod().float().to(device),
         optimizer=OPTIMIZER.build([group], AdamWParams()),
+        weights=weights,
         factor=factor,
+        course=Course(total_steps=1),
         precision=Precision("fp32", device),
         device=device,
     )
@@ -141,7 +152,7 @@ def our_step(unet: Any, cached: Cached, *, blocks: str, device: torch.device) ->
     def step() -> None:
         route = Route(
             first_step=done[0], total_steps=done[0] + 1, seed=0, accumulation_steps=1, max_grad_norm=1.0,
-            warmup_steps=0, cycles=1, saves_at=lambda _: False,
+            batches_done=done[0], saves_at=lambda *_: False,
         )  # fmt: skip
         done[0] = train(learner, route, Forgetful(), Silent())
 
