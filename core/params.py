@@ -81,6 +81,12 @@ def param(
     return dataclasses.field(default=default, metadata={_METADATA_KEY: details})
 
 
+def same_as(params: "type[Params]", name: str) -> Any:
+    """Declares a field with the meaning, range and default of another class's: a setting that two rooms take alike."""
+    (field,) = (field for field in dataclasses.fields(params) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Params:
     """Base of every parameter class: ``@dataclass(frozen=True, kw_only=True)`` with fields made by :func:`param`.

@@ -41,8 +41,7 @@ class BalanceParams(Params):
     )
     rounding: str = param(
         FLOOR,
-        doc="floor: down, as record 003 did. nearest: to the nearest whole number. two decimals: for multiply.txt, "
-        "rounded for training.",
+        doc="floor: down. nearest: to the nearest whole number. two decimals: for multiply.txt, rounded for training.",
         choices=ROUNDINGS,
     )
     min_repeats: int = param(

@@ -11,7 +11,7 @@ from .cards import Card, Section, draw_cards
 from .contact import spread
 from .crops import Pairs
 from .images import BadPicture
-from .masks import full_size, load_mask
+from .masks import load_mask
 from .thumbs import Shrunk, load_all_small
 from .words import counted, printable
 
@@ -72,7 +72,7 @@ def _some(dataset: "Dataset", rows: Sequence[int] | None = None) -> list[int]:
 
 
 def _crop_card(dataset: "Dataset", row: int, small: Shrunk | str) -> Card:
-    width_px, height_px = full_size(dataset, row)
+    width_px, height_px = dataset.full_size(row)
     left, top, right, bottom = dataset.crop(row) or (0, 0, width_px, height_px)
     return Card(
         image=small if isinstance(small, str) else small.image,

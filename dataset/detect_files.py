@@ -58,7 +58,7 @@ def boxes_from_files(dataset: Dataset, place: Path | None) -> Boxes:
             continue
         files += 1
         try:
-            whole = _full_size(dataset, row)
+            whole = dataset.full_size(row)
             text = _read(path)
             found = (
                 _from_json(_parsed(text), whole) if path.suffix.lower() == ".json" else _from_yolo(text, whole, classes)
@@ -89,7 +89,7 @@ def boxes_from_names(dataset: Dataset) -> Boxes:
         if hint is None:
             continue
         x, y, width, height = map(int, hint.groups())
-        full_width, full_height = _full_size(dataset, row)
+        full_width, full_height = dataset.full_size(row)
         if not (width and height and x < full_width and y < full_height):
             problems.append(f"{printable(name)}: {hint[0][1:]} is no box inside its {full_width} x {full_height} px")
             continue
@@ -105,19 +105,13 @@ def boxes_from_names(dataset: Dataset) -> Boxes:
 
 def _put(rows: dict[int, list[Found]], dataset: Dataset, row: int, found: Sequence[Found]) -> None:
     """Adds boxes given in px of the whole picture, as px of the part that is used."""
-    crop = dataset.crop(row) or (0, 0, *_full_size(dataset, row))
+    crop = dataset.crop(row) or (0, 0, *dataset.full_size(row))
     for item in found:
         left, top = max(item.box[0], crop[0]) - crop[0], max(item.box[1], crop[1]) - crop[1]
         right, bottom = min(item.box[2], crop[2]) - crop[0], min(item.box[3], crop[3]) - crop[1]
         if right - left >= 1 and bottom - top >= 1:
             cut = Found(name=item.name, score=item.score, box=(left, top, right, bottom))
             rows.setdefault(row, []).append(cut)
-
-
-def _full_size(dataset: Dataset, row: int) -> tuple[int, int]:
-    if dataset.full_px is not None:
-        return int(dataset.full_px[row, 0]), int(dataset.full_px[row, 1])
-    return int(dataset.width_px[row]), int(dataset.height_px[row])
 
 
 def _box_file(dataset: Dataset, row: int, place: Path | None, seen: SeenFolders) -> Path | None:
@@ -224,7 +218,7 @@ def _from_one_file(dataset: Dataset, path: Path) -> Boxes:
             continue
         named += 1
         try:
-            _put(rows, dataset, row, _from_json(by_name[key], _full_size(dataset, row)))
+            _put(rows, dataset, row, _from_json(by_name[key], dataset.full_size(row)))
         except FormatError as refusal:
             problems.append(f"{printable(name)}: {refusal}")
     if not named:

@@ -126,7 +126,7 @@ def load_mask(dataset: Dataset, index: int) -> Image.Image | None:
     mask = dataset.mask(index)
     if mask == "":
         return None
-    size = full_size(dataset, index)
+    size = dataset.full_size(index)
     if mask == ALPHA:
         layer = load_alpha(dataset.path(index))
     else:
@@ -158,13 +158,6 @@ def load_alpha(path: Path) -> Image.Image:
         raise BadPicture(path, images._reason_of(error, path)) from error
 
 
-def full_size(dataset: Dataset, row: int) -> tuple[int, int]:
-    """Width and height of a whole picture in px, whatever its crop."""
-    if dataset.full_px is not None:
-        return int(dataset.full_px[row, 0]), int(dataset.full_px[row, 1])
-    return int(dataset.width_px[row]), int(dataset.height_px[row])
-
-
 def _mask_of(
     dataset: Dataset,
     row: int,
@@ -181,7 +174,7 @@ def _mask_of(
             if allowed is not None and not allowed(path.resolve()):
                 raise BadPicture(path, f"its mask {path.name!r} lies behind a link out of the allowed folders")
             header = read_header(path)
-            size = full_size(dataset, row)
+            size = dataset.full_size(row)
             _check_size(path, (header.width_px, header.height_px), size)
             counts["files"] += 1
             counts["scaled"] += (header.width_px, header.height_px) != size

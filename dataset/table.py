@@ -138,6 +138,12 @@ class Dataset:
         """The file of a picture."""
         return self.subset_of(index).folder / self.names[index]
 
+    def full_size(self, index: int) -> tuple[int, int]:
+        """Width and height of a whole picture in px, whatever its crop."""
+        if self.full_px is not None:
+            return int(self.full_px[index, 0]), int(self.full_px[index, 1])
+        return int(self.width_px[index]), int(self.height_px[index])
+
     def subset_of(self, index: int) -> Subset:
         """The subset of a picture, with its options."""
         return self.subsets[int(self.subset_index[index])]

@@ -28,7 +28,7 @@ IDEAL_FACTOR = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class BucketParams(Params):
-    """The size pictures are trained at; names and defaults as in the training node."""
+    """The size pictures are trained at; a training run takes the same settings."""
 
     resolution_px: int = param(
         512, doc="Side of the square whose area a training picture has at most.", unit="px", minimum=32, maximum=4096,

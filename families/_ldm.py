@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -44,7 +45,7 @@ VAE_SIZES: dict[str, Any] = {
 _ATTENTION_PATH = re.compile(r"(^|\.)attentions\.\d+\.")
 
 
-class LdmFamily:
+class LdmFamily(ABC):
     """See `Family` for what each method promises; a family sets the attributes and says how its files are known."""
 
     name: str
@@ -63,9 +64,9 @@ class LdmFamily:
 
     # what a file is ------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def detect(self, header: Header) -> bool:
         """Whether the header is of a text-to-image checkpoint of the family, or of one of pico's size."""
-        raise NotImplementedError
 
     def variant(self, path: Path) -> Variant:
         """What the file predicts: by the marker tensors, else by modelspec's metadata, else the family's usual."""

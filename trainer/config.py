@@ -10,8 +10,9 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.files import safe_name
-from ..core.params import Choice, Params, param
+from ..core.params import Choice, Params, param, same_as
 from ..dataset.table import Dataset
+from ..dataset.tiers import BucketParams
 from ..families._base import Base
 from ..families._spec import get_family
 from ..networks._targeting import parse_targeting
@@ -77,17 +78,8 @@ class TrainParams(Params):
     steps: int = param(
         1000, doc="Updates of the weights in the whole run.", unit="steps", minimum=1, maximum=10_000_000, step=1
     )
-    batch_size: int = param(
-        1, doc="Pictures shown to the network at once.", unit="images", minimum=1, maximum=1024, step=1
-    )
-    resolution_px: int = param(
-        512,
-        doc="Side of the square whose area a training picture has at most.",
-        unit="px",
-        minimum=32,
-        maximum=4096,
-        step=8,
-    )
+    batch_size: int = same_as(BucketParams, "batch_size")
+    resolution_px: int = same_as(BucketParams, "resolution_px")
     seed: int = param(0, doc="Decides every random number of the run.", minimum=0, maximum=2**53, step=1)
     train_unet: bool = param(True, doc="Train modules of the UNet.")
     train_text_encoder: bool = param(True, doc="Train modules of the text encoder.")
@@ -142,21 +134,10 @@ class TrainParams(Params):
     prior_loss_weight: float = param(
         1.0, doc="Weight of the loss of regularisation pictures.", minimum=0.0, maximum=10.0, step=0.1, advanced=True
     )
-    bucket_step_px: int = param(
-        64, doc="Sides of the buckets are multiples of this.", unit="px", minimum=8, maximum=512, step=8, advanced=True
-    )
-    bucket_min_px: int = param(
-        256, doc="Shortest side of a bucket.", unit="px", minimum=8, maximum=4096, step=8, advanced=True
-    )
-    bucket_max_px: int = param(
-        1024, doc="Longest side of a bucket.", unit="px", minimum=8, maximum=8192, step=8, advanced=True
-    )
-    upscale: bool = param(
-        True,
-        doc="Enlarge pictures that are smaller than their bucket. Off: they keep their size and get a bucket of "
-        "their own.",
-        advanced=True,
-    )
+    bucket_step_px: int = same_as(BucketParams, "bucket_step_px")
+    bucket_min_px: int = same_as(BucketParams, "bucket_min_px")
+    bucket_max_px: int = same_as(BucketParams, "bucket_max_px")
+    upscale: bool = same_as(BucketParams, "upscale")
 
     accumulation_images: int = param(
         0,

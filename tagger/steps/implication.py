@@ -48,7 +48,7 @@ class ImplicationParams(Params):
     )
     keep: str = param(
         "",
-        doc="General tags that stay (record 004 keeps skirt beside plaid skirt); exact, glob:, regex: or category:",
+        doc="General tags that stay, such as skirt beside plaid skirt; exact, glob:, regex: or category:",
         multiline=True,
     )
 

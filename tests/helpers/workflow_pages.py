@@ -387,12 +387,12 @@ def quickstart() -> Page:
     )
     page.add("AtelierRunReport", (1990, 520), (420, 420), run=train.out(0), score=score.out(0))
 
-    page.group("1 Model and data", (20, -10, 370, 1050), "#3f789e")
+    page.group("1 Model and data", (20, -10, 370, 1110), "#3f789e")
     page.group("2 Train", (410, -10, 370, 1730), "#a1309b")
-    page.group("3 Use it with core nodes", (800, -10, 370, 1500), "#3f789e")
-    page.group("4 Compare by eye", (1190, -10, 370, 1300), "#8A8")
-    page.group("5 Compare by numbers", (1580, -10, 850, 1290), "#b06634")
-    page.note(NOTE, (40, 1100), (330, 480))
+    page.group("3 Use it with core nodes", (800, -10, 370, 1600), "#3f789e")
+    page.group("4 Compare by eye", (1190, -10, 370, 1420), "#8A8")
+    page.group("5 Compare by numbers", (1580, -10, 850, 1420), "#b06634")
+    page.note(NOTE, (40, 1150), (330, 480))
     return page
 
 

@@ -42,16 +42,6 @@ def test_changes_are_never_nan(node_id: str, node: Any) -> None:
         assert isinstance(answers[0], str)
 
 
-def test_every_seed_is_left_alone_by_the_page() -> None:
-    found = 0
-    for node_id, node in NODES:
-        for name, entry in inputs_of(node).items():
-            if entry[0] == "INT" and "seed" in name and name != "seed_step":
-                found += 1
-                assert options_of(entry).get("control_after_generate") is False, f"{node_id}.{name}"
-    assert found >= 4
-
-
 def test_train_shows_at_most_twelve_widgets() -> None:
     shown = [
         name

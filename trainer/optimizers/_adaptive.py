@@ -6,6 +6,7 @@ state, an update of fp16 that must be left out can leave them out too, and the e
 with the losses.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -46,7 +47,7 @@ def decay_(targets: Tensors, values: Sequence[torch.Tensor], keep: float, factor
     add_scaled_(targets, values, factor)
 
 
-class AdaptiveOptimizer(torch.optim.Optimizer):
+class AdaptiveOptimizer(torch.optim.Optimizer, ABC):
     """What Prodigy and D-Adaptation share: one estimate d for all parameters, and its state.
 
     Attributes:
@@ -71,14 +72,15 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self.d0 = d0
         super().__init__(torch_groups(groups), {"lr": 1.0, "d0": d0, **settings})
 
+    @abstractmethod
     def first_state(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the state of a parameter before its first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first_shared(self) -> dict[str, float]:
         """Returns the numbers of the shared state before the first step, beside d and the steps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(
         self,
         parameters: Tensors,
@@ -88,7 +90,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         group: dict[str, Any],
     ) -> None:
         """Changes parameters, state and shared state by one step; ``group`` has the settings and the learning rate."""
-        raise NotImplementedError
 
     @property
     def shared(self) -> dict[str, torch.Tensor]:

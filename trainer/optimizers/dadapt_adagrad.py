@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from ...core.params import param
 from ._adaptive import AdaptiveOptimizer, Tensors, add_scaled_, dot, grown, total, total_abs
 from ._adaptive_params import AdaptiveParams
 from ._check import check_adaptive
-from ._spec import Optimizer, ParamGroup, Trained
+from ._spec import Optimizer, ParamGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +79,6 @@ def build(groups: Sequence[ParamGroup], params: DAdaptAdagradParams) -> torch.op
     )
 
 
-def check(params: DAdaptAdagradParams, trained: Trained) -> list[str]:
-    """Refuses learning rates that it cannot use."""
-    return check_adaptive(params, trained, title="D-Adaptation AdaGrad")
-
-
 OPTIMIZER = Optimizer(
     name="dadapt_adagrad",
     title="D-Adaptation AdaGrad",
@@ -92,5 +88,5 @@ OPTIMIZER = Optimizer(
     build=build,
     state_floats=3,
     class_path="dadaptation.DAdaptAdaGrad",
-    check=check,
+    check=partial(check_adaptive, title="D-Adaptation AdaGrad"),
 )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ...core.params import param
 from ._adaptive import AdaptiveOptimizer, Tensors, add_scaled_, decay_, dot, grown, total_abs
 from ._adaptive_params import AdaptiveParams
 from ._check import check_adaptive
-from ._spec import Optimizer, ParamGroup, Trained, beta_param, weight_decay_param
+from ._spec import Optimizer, ParamGroup, beta_param, weight_decay_param
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +88,6 @@ def build(groups: Sequence[ParamGroup], params: DAdaptAdamParams) -> torch.optim
     )
 
 
-def check(params: DAdaptAdamParams, trained: Trained) -> list[str]:
-    """Refuses learning rates that it cannot use."""
-    return check_adaptive(params, trained, title="D-Adaptation Adam")
-
-
 OPTIMIZER = Optimizer(
     name="dadapt_adam",
     title="D-Adaptation Adam",
@@ -101,5 +97,5 @@ OPTIMIZER = Optimizer(
     build=build,
     state_floats=3,
     class_path="dadaptation.DAdaptAdam",
-    check=check,
+    check=partial(check_adaptive, title="D-Adaptation Adam"),
 )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from ._adaptive import AdaptiveOptimizer, Tensors, add_scaled_, decay_, dot, grown, total_abs
 from ._adaptive_params import AdaptiveParams
 from ._check import check_adaptive
-from ._spec import Optimizer, ParamGroup, Trained, beta_param, weight_decay_param
+from ._spec import Optimizer, ParamGroup, beta_param, weight_decay_param
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +77,6 @@ def build(groups: Sequence[ParamGroup], params: DAdaptLionParams) -> torch.optim
     )
 
 
-def check(params: DAdaptLionParams, trained: Trained) -> list[str]:
-    """Refuses learning rates that it cannot use."""
-    return check_adaptive(params, trained, title="D-Adaptation Lion")
-
-
 OPTIMIZER = Optimizer(
     name="dadapt_lion",
     title="D-Adaptation Lion",
@@ -90,5 +86,5 @@ OPTIMIZER = Optimizer(
     build=build,
     state_floats=2,
     class_path="dadaptation.DAdaptLion",
-    check=check,
+    check=partial(check_adaptive, title="D-Adaptation Lion"),
 )

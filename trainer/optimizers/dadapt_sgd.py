@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from ...core.params import param
 from ._adaptive import AdaptiveOptimizer, Tensors, add_scaled_, dot, grown
 from ._adaptive_params import AdaptiveParams
 from ._check import check_adaptive
-from ._spec import Optimizer, ParamGroup, Trained
+from ._spec import Optimizer, ParamGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +72,6 @@ def build(groups: Sequence[ParamGroup], params: DAdaptSgdParams) -> torch.optim.
     )
 
 
-def check(params: DAdaptSgdParams, trained: Trained) -> list[str]:
-    """Refuses learning rates that it cannot use."""
-    return check_adaptive(params, trained, title="D-Adaptation SGD")
-
-
 OPTIMIZER = Optimizer(
     name="dadapt_sgd",
     title="D-Adaptation SGD",
@@ -85,5 +81,5 @@ OPTIMIZER = Optimizer(
     build=build,
     state_floats=2,
     class_path="dadaptation.DAdaptSGD",
-    check=check,
+    check=partial(check_adaptive, title="D-Adaptation SGD"),
 )
