@@ -43,6 +43,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(name="c", arms=crops.ARMS, run=crops.run),
         Experiment(name="a-style", arms=captions.ARMS, run=lambda *given: captions.run(given[0], "tavi", *given[1:])),
         Experiment(name="b", arms=sizes.ARMS, run=sizes.run),
+        Experiment(name="b-single", arms=sizes.ARMS, run=sizes.run_single),
+        Experiment(name="b-known", arms=sizes.ARMS, run=sizes.run_known),
     )
 }
 

@@ -10,7 +10,7 @@ from lora_atelier.dataset.table import Dataset
 from lora_atelier.pico import world as pico
 from lora_atelier.pico.datasets import is_prompt_pair
 
-from .world import World
+from .world import Trained, World
 
 ARMS = ("several", "one")
 STEPS = 600
@@ -21,6 +21,7 @@ CONTRADICTED = 0.75
 WORDS = {"small": "cross", "large": "ring"}
 """Size words that mean nothing to the base (it never saw these shapes) but are tokens of their own: made-up words fall
 into syllables, which the base was taught to ignore. A LoRA has to learn them from these captions alone."""
+ONE_SHAPE = "1shape"
 ONE_SIZE = "exclusive arbiter=score: size: small, large"
 RENAMED = "rename: small -> cross, large -> ring"
 
@@ -46,8 +47,8 @@ def site_caption(scene: pico.Scene, rng: random.Random) -> str:
     return ", ".join(tags)
 
 
-def prepared(world: World, arm: str, seed: int) -> Dataset:
-    """Site tags first, the tagger's behind them, then the steps of the arm; the size words are renamed last."""
+def prepared(world: World, arm: str, seed: int, *, renamed: bool = True) -> Dataset:
+    """Site tags first, the tagger's behind them, then the steps of the arm; the size words may be renamed last."""
     folder = world.data_folder(f"sizes-{seed}")
     if not folder.exists():
         rng = random.Random(derive(seed, "experiments", "sizes"))
@@ -59,11 +60,11 @@ def prepared(world: World, arm: str, seed: int) -> Dataset:
                 text = site_caption(scene, rng)
                 (inner / f"{number:04d}.txt").write_text(text + "\n", encoding="utf-8", newline="\n")
     dataset = world.tagged(world.open(folder, keep_tokens=0), "append")
-    recipe = f"{ONE_SIZE}\n{RENAMED}" if arm == "one" else RENAMED
-    return world.steps(dataset, recipe)
+    recipe = "\n".join([*([ONE_SIZE] if arm == "one" else []), *([RENAMED] if renamed else [])])
+    return world.steps(dataset, recipe) if recipe else dataset
 
 
-def asked(seed: int) -> list[tuple[str, str]]:
+def asked(seed: int, *, count: str = "", renamed: bool = True) -> list[tuple[str, str]]:
     """(prompt, size) of as many small as large pictures, in colour pairs that no caption holds."""
     rng = random.Random(derive(seed, "experiments", "sizes", "prompts"))
     pairs = [(c, b) for c in pico.COLOURS for b in pico.BACKGROUNDS if is_prompt_pair(c, b)]
@@ -71,17 +72,35 @@ def asked(seed: int) -> list[tuple[str, str]]:
     for number in range(NUM_PICTURES):
         size = ("small", "large")[number % 2]
         colour, background = rng.choice(pairs)
-        found.append((f"{rng.choice(pico.SHAPES)}, {colour}, {background}, {WORDS[size]}", size))
+        words = (rng.choice(pico.SHAPES), *([count] if count else []), colour, background)
+        found.append((", ".join((*words, WORDS[size] if renamed else size)), size))
     return found
 
 
 def run(world: World, arm: str, seed: int) -> dict[str, float]:
-    """Trains an arm and asks for both sizes by their words."""
+    """Trains an arm and asks for both sizes by their new words."""
     trained = world.train(prepared(world, arm, seed), name=f"sizes-{arm}-{seed}", seed=seed, steps=STEPS)
-    wanted = asked(seed)
+    return _judged(world, trained, f"sizes-{arm}-{seed}", asked(seed), seed)
+
+
+def run_single(world: World, arm: str, seed: int) -> dict[str, float]:
+    """The same training, asked for single shapes: groups have no size."""
+    trained = world.train(prepared(world, arm, seed), name=f"sizes-{arm}-{seed}", seed=seed, steps=STEPS)
+    return _judged(world, trained, f"sizes-single-{arm}-{seed}", asked(seed, count=ONE_SHAPE), seed)
+
+
+def run_known(world: World, arm: str, seed: int) -> dict[str, float]:
+    """Trains with the size words that the base knows, and asks for single shapes by them."""
+    dataset = prepared(world, arm, seed, renamed=False)
+    trained = world.train(dataset, name=f"sizes-known-{arm}-{seed}", seed=seed, steps=STEPS)
+    wanted = asked(seed, count=ONE_SHAPE, renamed=False)
+    return _judged(world, trained, f"sizes-known-{arm}-{seed}", wanted, seed)
+
+
+def _judged(world: World, trained: Trained, name: str, wanted: list[tuple[str, str]], seed: int) -> dict[str, float]:
     prompts = [prompt for prompt, _ in wanted]
     pictures = world.draw(trained.lora, prompts, first_seed=10_000 * (seed + 1))
-    world.keep_sheet(f"sizes-{arm}-{seed}", pictures[:24], prompts[:24])
+    world.keep_sheet(name, pictures[:24], prompts[:24])
     seen = world.judge.labels(pictures)
     right = [
         size in shown and ("small" if size == "large" else "large") not in shown
