@@ -4,10 +4,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from PIL import Image
 
 from lora_atelier.core.files import atomic_path
 from lora_atelier.core.seeds import derive
+from lora_atelier.dataset.combine import combine
 from lora_atelier.dataset.crops import CropParams, subject_crops
 from lora_atelier.dataset.crops_captions import RetagParams, retag_crops
 from lora_atelier.dataset.detect_rows import find_boxes
@@ -20,6 +22,8 @@ from lora_atelier.pico.datasets import is_prompt_pair
 from .world import SIDE_PX, World
 
 ARMS = ("heads", "heads and persons")
+PLAIN_ARMS = ("heads", "heads and plain persons")
+"""Plain: the captions of the person crops are without the trigger, as regularisation captions usually are."""
 STEPS = 300
 NUM_IMAGES = 32
 NUM_PICTURES = 32
@@ -56,9 +60,15 @@ def prepared(world: World, arm: str, seed: int) -> Dataset:
     boxes = find_boxes(dataset, world.detector, least_score=LEAST_SCORE, index=world.host.index())
     params = CropParams(train_width_px=SIDE_PX, train_height_px=SIDE_PX, head_share=HEAD_SHARE)
     pairs = subject_crops(dataset, boxes, params)
-    crops = pairs.both if arm == "heads and persons" else pairs.heads
-    retagger = retagger_of(PICO_NAME, 0.0)
-    return retag_crops(crops, retagger, RetagParams(), index=world.host.index()).dataset
+    crops = pairs.heads if arm == "heads" else pairs.both
+    tagged = retag_crops(crops, retagger_of(PICO_NAME, 0.0), RetagParams(), index=world.host.index()).dataset
+    return _without_trigger_in_twins(world, tagged) if arm == "heads and plain persons" else tagged
+
+
+def _without_trigger_in_twins(world: World, crops: Dataset) -> Dataset:
+    heads = crops.take(np.flatnonzero(~crops.is_reg).tolist(), note="head crops")
+    persons = crops.take(np.flatnonzero(crops.is_reg).tolist(), note="person crops")
+    return combine([heads, world.steps(persons, f"blacklist: {pico.CONCEPTS[CONCEPT].trigger}")]).dataset
 
 
 def asked(seed: int) -> tuple[list[str], list[str]]:

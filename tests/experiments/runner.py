@@ -41,6 +41,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             name="a-character", arms=captions.ARMS, run=lambda *given: captions.run(given[0], "kest", *given[1:])
         ),
         Experiment(name="c", arms=crops.ARMS, run=crops.run),
+        Experiment(name="c-plain", arms=crops.PLAIN_ARMS, run=crops.run),
         Experiment(name="a-style", arms=captions.ARMS, run=lambda *given: captions.run(given[0], "tavi", *given[1:])),
         Experiment(name="b", arms=sizes.ARMS, run=sizes.run),
         Experiment(name="b-single", arms=sizes.ARMS, run=sizes.run_single),

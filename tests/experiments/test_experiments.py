@@ -8,6 +8,7 @@ import torch
 
 from atelier_tests.experiments import captions, crops, runner, sizes
 from atelier_tests.experiments.world import World
+from lora_atelier.pico import world as pico
 
 FOLDER = Path(os.environ.get("ATELIER_EXPERIMENTS", runner.DEFAULT_FOLDER))
 
@@ -50,6 +51,11 @@ def test_person_crops_are_regularisation_twins(world):
     assert len(both) == 2 * count
     assert both.is_reg.tolist() == [False] * count + [True] * count
     assert [both.names[row] for row in range(count)] == [both.names[count + row] for row in range(count)]
+    plain = crops.prepared(world, "heads and plain persons", 5)
+    assert plain.is_reg.tolist() == both.is_reg.tolist()
+    trigger = pico.CONCEPTS[crops.CONCEPT].trigger
+    for row in range(2 * count):
+        assert set(both.tags.row(row)) - set(plain.tags.row(row)) == (set() if row < count else {trigger})
 
 
 def test_lines_are_kept_and_a_cut_one_is_not_taken(tmp_path):
