@@ -59,6 +59,19 @@ class Header:
     offsets: Mapping[str, tuple[int, int]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TensorRow:
+    """What the header says of one tensor.
+
+    Attributes:
+        dtype: Its type in the format's words, e.g. ``"F16"``.
+        shape: Its shape.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class TensorFile:
     """A safetensors file opened for streaming: one tensor is in memory at a time unless the caller keeps more."""
 
@@ -113,14 +126,14 @@ class TensorFile:
         Raises:
             FormatError: The installed torch does not know the type.
         """
-        import torch
-
         self._check_key(key)
-        name = self.header.dtypes[key]
-        dtype = getattr(torch, _TORCH_NAMES.get(name, ""), None)
-        if not isinstance(dtype, torch.dtype):
-            raise FormatError(f"{self.path}: {key} has the type {name}, which the installed torch does not know")
-        return dtype
+        try:
+            return torch_dtype(self.header.dtypes[key])
+        except FormatError as cause:
+            name = self.header.dtypes[key]
+            raise FormatError(
+                f"{self.path}: {key} has the type {name}, which the installed torch does not know"
+            ) from cause
 
     def tensor(self, key: str, *, dtype: "torch.dtype | None" = None) -> "Tensor":
         """Reads one tensor into CPU memory of its own.
@@ -309,11 +322,16 @@ def _guess(start: bytes, path: Path) -> str:
 
 
 def _ordered(tensors: "Mapping[str, Tensor]") -> "list[tuple[str, str, Tensor]]":
-    rows = [(key, _dtype_name(key, tensor), tensor) for key, tensor in tensors.items()]
+    rows = [(key, dtype_name(key, tensor), tensor) for key, tensor in tensors.items()]
     return sorted(rows, key=lambda row: (-_DTYPE_ORDER[row[1]], row[0]))
 
 
-def _dtype_name(key: str, tensor: "Tensor") -> str:
+def dtype_name(key: str, tensor: "Tensor") -> str:
+    """The type of a tensor in the format's words, e.g. ``"F16"``.
+
+    Raises:
+        AtelierError: The format does not know it.
+    """
     wanted = str(tensor.dtype).removeprefix("torch.")
     for name, torch_name in _TORCH_NAMES.items():
         if torch_name == wanted:
@@ -321,7 +339,41 @@ def _dtype_name(key: str, tensor: "Tensor") -> str:
     raise AtelierError(f"the tensor {key!r} has the type {tensor.dtype}, which safetensors does not know")
 
 
-def _header_bytes(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> bytes:
+def torch_dtype(name: str) -> "torch.dtype":
+    """The type of torch for one in the format's words.
+
+    Raises:
+        FormatError: The installed torch does not know it.
+    """
+    import torch
+
+    dtype = getattr(torch, _TORCH_NAMES.get(name, ""), None)
+    if not isinstance(dtype, torch.dtype):
+        raise FormatError(f"the installed torch does not know the type {name}; update torch")
+    return dtype
+
+
+def dtype_bytes(name: str) -> int:
+    """Bytes of one element of a type in the format's words.
+
+    Raises:
+        AtelierError: The format does not know it.
+    """
+    if name not in _DTYPE_BYTES:
+        raise AtelierError(f"safetensors does not know the type {name!r}; known are {', '.join(_DTYPE_BYTES)}")
+    return _DTYPE_BYTES[name]
+
+
+def layout(rows: Mapping[str, TensorRow], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The header of a file, and where each tensor's bytes begin and end behind it.
+
+    Args:
+        rows: Type and shape of every tensor; they are laid out by falling type, then by name, as the library does.
+        metadata: Texts by key; sorted in the file.
+
+    Raises:
+        AtelierError: A type that the format does not know, or metadata that is not text.
+    """
     header: dict[str, Any] = {}
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -329,13 +381,21 @@ def _header_bytes(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) 
     if metadata:
         header["__metadata__"] = dict(sorted(metadata.items()))
     position = 0
-    for key, dtype, tensor in _ordered(tensors):
-        end = position + tensor.numel() * tensor.element_size()
-        header[key] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+    offsets: dict[str, tuple[int, int]] = {}
+    sizes_bytes = {key: math.prod(row.shape) * dtype_bytes(row.dtype) for key, row in rows.items()}
+    for key, row in sorted(rows.items(), key=lambda item: (-_DTYPE_ORDER[item[1].dtype], item[0])):
+        end = position + sizes_bytes[key]
+        header[key] = {"dtype": row.dtype, "shape": list(row.shape), "data_offsets": [position, end]}
+        offsets[key] = (position, end)
         position = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
-    return struct.pack("<Q", len(text)) + text
+    return struct.pack("<Q", len(text)) + text, offsets
+
+
+def _header_bytes(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> bytes:
+    rows = {key: TensorRow(dtype=dtype_name(key, tensor), shape=tuple(tensor.shape)) for key, tensor in tensors.items()}
+    return layout(rows, metadata)[0]
 
 
 def _data_chunks(tensors: "Mapping[str, Tensor]") -> Iterator[bytes]:
