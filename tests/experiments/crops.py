@@ -24,6 +24,10 @@ from .world import SIDE_PX, World
 ARMS = ("heads", "heads and persons")
 PLAIN_ARMS = ("heads", "heads and plain persons")
 """Plain: the captions of the person crops are without the trigger, as regularisation captions usually are."""
+FRAMED_ARMS = ("framed heads", "framed heads and persons")
+"""Framed: the captions of head crops say that they are head crops, as a real tagger's `portrait` does."""
+FRAMING = "vard"
+"""Stands for `portrait`: a token of its own that means nothing to the base and nothing else in these captions."""
 STEPS = 300
 NUM_IMAGES = 32
 NUM_PICTURES = 32
@@ -60,15 +64,21 @@ def prepared(world: World, arm: str, seed: int) -> Dataset:
     boxes = find_boxes(dataset, world.detector, least_score=LEAST_SCORE, index=world.host.index())
     params = CropParams(train_width_px=SIDE_PX, train_height_px=SIDE_PX, head_share=HEAD_SHARE)
     pairs = subject_crops(dataset, boxes, params)
-    crops = pairs.heads if arm == "heads" else pairs.both
+    crops = pairs.both if "persons" in arm else pairs.heads
     tagged = retag_crops(crops, retagger_of(PICO_NAME, 0.0), RetagParams(), index=world.host.index()).dataset
-    return _without_trigger_in_twins(world, tagged) if arm == "heads and plain persons" else tagged
+    of_heads = f"trigger: {concept.trigger}, {FRAMING}" if "framed" in arm else ""
+    of_twins = f"blacklist: {concept.trigger}" if "plain" in arm else ""
+    return _recaptioned(world, tagged, of_heads=of_heads, of_twins=of_twins)
 
 
-def _without_trigger_in_twins(world: World, crops: Dataset) -> Dataset:
-    heads = crops.take(np.flatnonzero(~crops.is_reg).tolist(), note="head crops")
-    persons = crops.take(np.flatnonzero(crops.is_reg).tolist(), note="person crops")
-    return combine([heads, world.steps(persons, f"blacklist: {pico.CONCEPTS[CONCEPT].trigger}")]).dataset
+def _recaptioned(world: World, crops: Dataset, *, of_heads: str, of_twins: str) -> Dataset:
+    """The crops after one recipe for heads and another for their twins, in the same order."""
+    parts = []
+    for rows, recipe, note in ((~crops.is_reg, of_heads, "head crops"), (crops.is_reg, of_twins, "person crops")):
+        if rows.any():
+            part = crops.take(np.flatnonzero(rows).tolist(), note=note)
+            parts.append(world.steps(part, recipe) if recipe else part)
+    return combine(parts).dataset if of_heads or of_twins else crops
 
 
 def asked(seed: int) -> tuple[list[str], list[str]]:

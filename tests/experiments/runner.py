@@ -42,6 +42,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         ),
         Experiment(name="c", arms=crops.ARMS, run=crops.run),
         Experiment(name="c-plain", arms=crops.PLAIN_ARMS, run=crops.run),
+        Experiment(name="c-framed", arms=crops.FRAMED_ARMS, run=crops.run),
         Experiment(name="a-style", arms=captions.ARMS, run=lambda *given: captions.run(given[0], "tavi", *given[1:])),
         Experiment(name="b", arms=sizes.ARMS, run=sizes.run),
         Experiment(name="b-single", arms=sizes.ARMS, run=sizes.run_single),

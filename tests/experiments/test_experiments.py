@@ -56,6 +56,10 @@ def test_person_crops_are_regularisation_twins(world):
     trigger = pico.CONCEPTS[crops.CONCEPT].trigger
     for row in range(2 * count):
         assert set(both.tags.row(row)) - set(plain.tags.row(row)) == (set() if row < count else {trigger})
+    framed = crops.prepared(world, "framed heads and persons", 5)
+    for row in range(2 * count):
+        assert set(framed.tags.row(row)) - set(both.tags.row(row)) == ({crops.FRAMING} if row < count else set())
+        assert framed.tags.row(row)[0] == trigger
 
 
 def test_lines_are_kept_and_a_cut_one_is_not_taken(tmp_path):
