@@ -15,10 +15,21 @@ from torch import Tensor, nn
 from ..core.errors import FormatError, InputError
 from ..core.progress import Progress
 from ..core.tensors import Header, TensorFile, read_header
-from . import _clip, _names, _tokenizer
+from . import _clip, _names, _places, _tokenizer
 from ._single_file import FilePart, build_on_meta, fill_module
 from ._sizes import sizes_of
-from ._spec import EPSILON, V_PREDICTION, Components, Conditioning, Target, TextEncoderSpec, TextState, Variant
+from ._spec import (
+    EPSILON,
+    KOHYA,
+    V_PREDICTION,
+    Components,
+    Conditioning,
+    Place,
+    Target,
+    TextEncoderSpec,
+    TextState,
+    Variant,
+)
 from ._vae import load_vae
 
 UNET_PREFIX = "model.diffusion_model."
@@ -265,6 +276,35 @@ class LdmFamily(ABC):
         if block is None or (block != "TE" and block not in self.blocks):
             raise FormatError(f"the module {stem!r} is in no block of {self.title}; is the LoRA of another family?")
         return block
+
+    def place_of_stem(self, stem: str) -> Place | None:
+        """The module that a stem means, in any naming."""
+        return _places.place_of_stem(stem, self.text_encoders, unet_table(self.published["unet"]))
+
+    def stem_of_place(self, place: Place, naming: str = KOHYA) -> str:
+        """The stem of a module in one naming."""
+        table = unet_table(self.published["unet"])
+        return _places.stem_of_place(place, naming, self.text_encoders, table, ldm_stems=self.ldm_stems)
+
+    def place_in_file(self, place: Place, header: Header, parameter: str = "weight") -> FilePart | None:
+        """The key, and the rows of a fused tensor, of a module's weight or bias in a checkpoint."""
+        widths = {} if place.part == "unet" else self._text_sizes(header, "hidden_size")
+        return _places.place_in_file(
+            place, parameter, header, prefix=UNET_PREFIX, encoders=self.text_encoders,
+            table=unet_table(self.published["unet"]), widths=widths,
+        )  # fmt: skip
+
+    def places_of_file(self, header: Header) -> list[Place]:
+        """The modules with a weight that the checkpoint has."""
+        found = _places.places_of_file(
+            header, prefix=UNET_PREFIX, encoders=self.text_encoders, table=unet_table(self.published["unet"]),
+            layers=self._text_sizes(header, "num_hidden_layers"),
+        )  # fmt: skip
+        return [place for place in found if self.place_in_file(place, header) is not None]
+
+    def _text_sizes(self, header: Header, name: str) -> dict[str, int]:
+        sizes = self.sizes(header)
+        return {spec.part: int(sizes[spec.part][name]) for spec in self.text_encoders}
 
     def accepted_stems(self, source: Components | Header | Path) -> set[str]:
         """The stems that ComfyUI's LoRA loader matches on this base; `source` is its header, path or loaded parts."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ..core.errors import unknown_name
 from ..core.progress import Progress
 from ..core.tensors import Header
 
+if TYPE_CHECKING:
+    from ._single_file import FilePart
+
 Part = Literal["unet", "text_encoder"]
 Kind = Literal["linear", "conv1x1", "conv3x3", "norm"]
 
@@ -23,6 +26,24 @@ EPSILON = "epsilon"
 V_PREDICTION = "v_prediction"
 PREDICTIONS = (EPSILON, V_PREDICTION)
 """What a UNet's output means: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) x_0."""
+
+
+KOHYA, DIFFUSERS, COMFY = "kohya", "diffusers", "comfyui"
+NAMINGS = (KOHYA, DIFFUSERS, COMFY)
+"""How a LoRA file names modules: kohya's stems, peft's dotted paths, ComfyUI's own dotted state-dict paths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One module of a family's models, by one name for all files.
+
+    Attributes:
+        part: "unet", or the `part` of a text encoder.
+        path: dotted path in the names of diffusers and transformers, e.g. `down_blocks.0.attentions.0.proj_in`.
+    """
+
+    part: str
+    path: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +258,22 @@ class Family(Protocol):
 
     def block_of_stem(self, stem: str) -> str:
         """The block of a LoRA stem in any accepted naming."""
+        ...
+
+    def place_of_stem(self, stem: str) -> Place | None:
+        """The module that a stem of a LoRA file means, in any naming; None for one the family does not have."""
+        ...
+
+    def stem_of_place(self, place: Place, naming: str = KOHYA) -> str:
+        """What a LoRA file of one of `NAMINGS` calls a module."""
+        ...
+
+    def place_in_file(self, place: Place, header: Header, parameter: str = "weight") -> FilePart | None:
+        """Where a checkpoint keeps a module's weight or bias (the whole key); None where it has none."""
+        ...
+
+    def places_of_file(self, header: Header) -> list[Place]:
+        """Every module with a weight of UNet and text encoders in a checkpoint."""
         ...
 
     def accepted_stems(self, source: Components | Header | Path) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from ._dora import DORA
 from ._spec import network_of_parts, networks
 
 ALPHA = "alpha"
+BIAS_CHANGE = "diff_b"
 
 # Endings of other tools -> kohya's part names (peft, diffusers, older diffusers).
 _DIALECTS: dict[str, str] = {
@@ -38,11 +39,37 @@ def _endings() -> dict[str, str]:
     return dict(sorted(table.items(), key=lambda item: -len(item[0])))
 
 
+def split_names(keys: Collection[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Groups the names of a LoRA file's tensors by module.
+
+    Args:
+        keys: `<stem>.<part>` in any dialect (kohya, peft, diffusers, LyCORIS).
+
+    Returns:
+        stem -> part name as kohya or LyCORIS writes it -> key, in the order of the file; and the keys of no known part.
+    """
+    endings, known = _endings(), frozenset(keys)
+    modules: dict[str, dict[str, str]] = {}
+    unknown: list[str] = []
+    for key in keys:
+        for ending, part in endings.items():
+            if not key.endswith(ending):
+                continue
+            stem = key[: -len(ending)]
+            if part == _BARE and f"{stem}.on_input" not in known:
+                continue
+            modules.setdefault(stem, {})[part] = key
+            break
+        else:
+            unknown.append(key)
+    return modules, unknown
+
+
 def split_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Groups a LoRA file's tensors by module.
 
     Args:
-        tensors: `<stem>.<part>` -> tensor, in any dialect (kohya, peft, diffusers, LyCORIS).
+        tensors: `<stem>.<part>` -> tensor, in any dialect.
 
     Returns:
         stem -> part name as kohya or LyCORIS writes it -> tensor, in the order of the file.
@@ -50,26 +77,13 @@ def split_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     Raises:
         FormatError: a key ends in no known part name.
     """
-    endings = _endings()
-    modules: dict[str, dict[str, Tensor]] = {}
-    unknown: list[str] = []
-    for key, tensor in tensors.items():
-        for ending, part in endings.items():
-            if not key.endswith(ending):
-                continue
-            stem = key[: -len(ending)]
-            if part == _BARE and f"{stem}.on_input" not in tensors:
-                continue
-            modules.setdefault(stem, {})[part] = tensor
-            break
-        else:
-            unknown.append(key)
+    modules, unknown = split_names(list(tensors))
     if unknown:
         raise FormatError(
             f"{len(unknown)} tensors of the LoRA file belong to no known network, e.g. {', '.join(unknown[:3])}; "
             f"known are {', '.join(networks())}"
         )
-    return modules
+    return {stem: {part: tensors[key] for part, key in parts.items()} for stem, parts in modules.items()}
 
 
 def lora_delta(
@@ -111,13 +125,22 @@ def module_change(
         FormatError: as `lora_delta`.
     """
     change = lora_delta(parts, stem=stem, weight=weight)
-    bias_change = network_of_parts(parts, stem=stem).bias_delta(parts)
+    bias_change = bias_change_of(parts, stem=stem)
     if bias is not None and bias_change is not None and bias.shape != bias_change.shape:
         raise FormatError(
             f"the module '{stem}' of the LoRA file changes a bias of shape {list(bias_change.shape)}, but the base "
             f"model has {list(bias.shape)} there; the file was made for another architecture"
         )
     return change, bias_change
+
+
+def bias_change_of(parts: Mapping[str, Tensor], *, stem: str = "") -> Tensor | None:
+    """The change of a module's bias, fp32, or None; any network may have `diff_b` beside its own parts.
+
+    Source: ComfyUI's comfy/lora.py, which reads `diff_b` whatever changes the weight, and writes such files.
+    """
+    own = network_of_parts(parts, stem=stem).bias_delta(parts)
+    return parts[BIAS_CHANGE].float() if own is None and BIAS_CHANGE in parts else own
 
 
 def needs_weight(parts: Mapping[str, Tensor], *, stem: str = "") -> bool:

@@ -17,16 +17,16 @@ MAX_STRENGTH = 100.0
 """Largest absolute strength, as in the core loader."""
 
 _PART = re.compile(
-    r"[._](?:lora_(?:down|up|mid)(?:\.weight)?|lora_[AB](?:\.default)?\.weight|lora(?:\.|_linear_layer\.)(?:down|up)\.weight"
+    r"[._](?:lora_(?:down|up|mid)(?:\.weight)?|lora_[AB](?:(?:\.default)?\.weight)?|lora(?:\.|_linear_layer\.)(?:down|up)\.weight"
     r"|alpha|dora_scale|hada_(?:w1_a|w1_b|w2_a|w2_b|t1|t2)|lokr_(?:w1|w2|w1_a|w1_b|w2_a|w2_b|t1|t2)"
-    r"|oft_blocks|oft_diag|rescale|on_input|a1|a2|b1|b2|diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)$"
+    r"|oft_blocks|oft_diag|rescale|on_input|[ab][12](?:\.weight)?|diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)$"
 )
 """End of a tensor's name that makes it part of a LoRA-like network: kohya, diffusers, peft and LyCORIS names."""
 
 _OTHER_MODELS = ("double_blocks", "single_blocks", "joint_blocks", "single_transformer_blocks", "lora_transformer_")
-_CROSS_ATTENTION = re.compile(r"attn2[._]to_k[._](?:lora_down|lora_A|lora[._]down)")
+_CROSS_ATTENTION = re.compile(r"attn2[._](?:processor\.)?to_k[._](?:lora_down|lora_A|lora[._]down|hada_w1_b|diff$)")
 _SDXL_STEM = re.compile(
-    r"(lora_te2_|text_encoder_2|conditioner|input_blocks_[78]_1_transformer_blocks_[1-9]|down_blocks_2_\w+blocks_[2-9])"
+    r"(lora_te2_|text_encoder_2|text_encoders_clip_g|conditioner|input_blocks_[78]_1_transformer_blocks_[1-9]|down_blocks_2_\w+blocks_[2-9])"
 )
 
 
@@ -109,7 +109,7 @@ def lora_family(header: Header, name: str) -> str:
     Raises:
         FormatError: Not a LoRA, or a LoRA for another kind of model; the message says which.
     """
-    stems = [stem for stem in (stem_of_key(key) for key in header.shapes) if stem]
+    stems = [stem.replace(".", "_") for stem in (stem_of_key(key) for key in header.shapes) if stem]
     if not stems:
         raise FormatError(
             f"'{name}' is not a LoRA: none of its {len(header.shapes)} tensors has a LoRA's name; "
@@ -151,9 +151,14 @@ def _other_model(stems: list[str]) -> str:
         "lora_te_",
         "lora_te1_",
         "lycoris_",
-        "unet.",
-        "text_encoder.",
-        "diffusion_model.",
+        "unet_",
+        "text_encoder",
+        "diffusion_model_",
+        "model_diffusion_model_",
+        "base_model_model_",
+        "down_blocks_",
+        "mid_block_",
+        "up_blocks_",
         "lora_prior",
     )
     if not any(stem.startswith(known) for stem in stems):
