@@ -74,10 +74,11 @@ def test_lines_are_kept_and_a_cut_one_is_not_taken(tmp_path):
 
 
 SHOWN = (
-    ("a-character", "all_traits", "all", "pruned", (0, 1)),
+    ("a-character", "all_traits", "all", "pruned", (0, 1, 2)),
     ("a-character", "traits", "none", "all", (0, 1, 2)),
-    ("a-style", "both", "none", "all", (0, 1)),
-    ("a-style", "both", "none", "pruned", (0, 1)),
+    ("a-style", "both", "none", "all", (0, 1, 2)),
+    ("a-style", "both", "none", "pruned", (0, 1, 2)),
+    ("b-known", "size_right", "several", "one", (0, 1, 2)),
 )
 """(experiment, figure, lower arm, higher arm, seeds that were run in both), as docs/experiments.md reports it."""
 
