@@ -54,6 +54,14 @@ class Store:
     def path(self, key: str) -> Path | None:
         """Returns the file of a key and marks it as used now, or None when it is not in the cache."""
         path = self._file_of(key)
+        return path if self.use(path) else None
+
+    def files(self) -> list[Path]:
+        """Returns every file that is in the cache now, sorted; none is marked as used."""
+        return sorted(path for _, _, path in self._scan())
+
+    def use(self, path: Path) -> bool:
+        """Marks a file of the cache as used now; returns whether it is still there."""
         with self._lock:
             self._used.add(path)
             try:
@@ -62,8 +70,15 @@ class Store:
                 pass
             except OSError:
                 self._used.discard(path)
-                return None
-        return path
+                return False
+        return True
+
+    def discard(self, path: Path) -> None:
+        """Removes a file found by :meth:`files`, e.g. a broken one; one that is held open elsewhere stays."""
+        with self._lock:
+            self._used.discard(path)
+        with suppress(OSError):
+            path.unlink()
 
     def put(self, key: str, write: Callable[[Path], None]) -> Path:
         """Returns the file of a key; if it is not there, lets ``write`` make it first.

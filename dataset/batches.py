@@ -30,12 +30,14 @@ class Batch:
         images: Places in the data set.
         flips: For each, whether it is mirrored this time.
         caption_seeds: For each, the seed of its caption's order and dropout.
+        showings: For each, how often the run has shown it before.
     """
 
     size: Size
     images: tuple[int, ...]
     flips: tuple[bool, ...]
     caption_seeds: tuple[int, ...]
+    showings: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,6 +51,7 @@ class EpochBatches(Sequence[Batch]):
         *,
         items: NDArray[np.int32],
         draws: NDArray[np.uint64],
+        showings: NDArray[np.int64],
         flippable: NDArray[np.bool_],
         starts: NDArray[np.int64],
         ends: NDArray[np.int64],
@@ -56,6 +59,7 @@ class EpochBatches(Sequence[Batch]):
     ) -> None:
         self._items = items
         self._draws = draws
+        self._showings = showings
         self._flippable = flippable
         self._starts = starts
         self._ends = ends
@@ -85,6 +89,7 @@ class EpochBatches(Sequence[Batch]):
                 bool(self._flippable[image]) and draw & 1 == 1 for image, draw in zip(images, draws, strict=True)
             ),
             caption_seeds=tuple(draw >> 1 for draw in draws),
+            showings=tuple(self._showings[run].tolist()),
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -142,10 +147,12 @@ def epoch_batches(
     _check(dataset, buckets, batch_size)
     repeats = effective_repeats(dataset)
     items = np.repeat(np.arange(len(dataset), dtype=np.int32), repeats)
+    copies = np.arange(len(items), dtype=np.int64) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    showings = epoch * repeats[items] + copies
     # Raw output of a counter-based generator: its sequence is fixed for good, unlike that of ready-made permutations.
     random = np.random.Philox(key=derive(seed, "epoch batches", epoch))
     order = np.lexsort((random.random_raw(len(items)), buckets.index[items]))
-    items = items[order]
+    items, showings = items[order], showings[order]
     counts = np.array(buckets.counts(repeats), dtype=np.int64)
     starts_list = [
         np.arange(end - count, end, batch_size, dtype=np.int64)
@@ -162,6 +169,7 @@ def epoch_batches(
     return EpochBatches(
         items=items,
         draws=draws,
+        showings=showings,
         flippable=flippable,
         starts=starts[batch_order],
         ends=ends[batch_order],

@@ -208,16 +208,39 @@ def fit_to_bucket(image: Image.Image, bucket: Bucket, focus: tuple[float, float]
     Raises:
         FormatError: The picture has another size than the bucket was chosen for.
     """
-    if image.size != bucket.source:
-        raise FormatError(
-            f"the picture is {image.width} x {image.height} px, but its bucket was chosen for {bucket.source[0]} x "
-            f"{bucket.source[1]} px: it changed after the data set was opened; open the data set again"
-        )
-    if image.size != bucket.resized:
-        shrinks = bucket.scale < 1.0
-        image = image.resize(bucket.resized, Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS)
     crop = bucket.crop_at(focus)
-    return Fitted(np.array(image.crop(crop).convert("RGB"), dtype=np.uint8), crop)
+    cut = scaled_crop(image, bucket.source, bucket.resized, crop, shrinks=bucket.scale < 1.0)
+    return Fitted(np.array(cut.convert("RGB"), dtype=np.uint8), crop)
+
+
+def scaled_crop(
+    image: Image.Image,
+    source: tuple[int, int],
+    resized: tuple[int, int],
+    crop: tuple[int, int, int, int],
+    *,
+    shrinks: bool,
+) -> Image.Image:
+    """Scales a picture, or a layer of its size, and cuts a part out.
+
+    Args:
+        image: Upright.
+        source: The size that it must have.
+        resized: Width and height in px to scale it to.
+        crop: (left, top, right, bottom) in px of the scaled picture.
+        shrinks: Whether areas are averaged, else Lanczos is used.
+
+    Raises:
+        FormatError: It has another size.
+    """
+    if image.size != source:
+        raise FormatError(
+            f"the picture is {image.width} x {image.height} px, but its bucket was chosen for {source[0]} x "
+            f"{source[1]} px: it changed after the data set was opened; open the data set again"
+        )
+    if image.size != resized:
+        image = image.resize(resized, Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS)
+    return image.crop(crop)
 
 
 @functools.lru_cache(maxsize=65536)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..dataset.buckets import Bucket
+from ..dataset.views import View
 from ..families._spec import Conditioning
 
 
@@ -24,17 +25,28 @@ def crop_top_left(bucket: Bucket, *, flipped: bool) -> tuple[int, int]:
     return int(top), int(width - (left + fitted_width) if flipped else left)
 
 
-def conditioning_of(buckets: Sequence[Bucket], flips: Sequence[bool], device: torch.device) -> Conditioning:
+def crop_told(view: View) -> tuple[int, int]:
+    """Returns the crop (top, left) in px that is told of a view.
+
+    A random crop is told as it is: what is cut off above and, in the picture as it is shown, at the left. Source:
+    Podell et al. 2023 (SDXL), section 2.2; kohya's scripts tell the margins of the centre there as well.
+    """
+    if not view.is_random:
+        return crop_top_left(view.bucket, flipped=view.flipped)
+    left, top, right, _ = view.crop
+    return top, view.resized[0] - right if view.flipped else left
+
+
+def conditioning_of(views: Sequence[View], device: torch.device) -> Conditioning:
     """Returns what is told of the pictures of a batch: source size, crop, and the size they are trained at.
 
     Args:
-        buckets: of each picture.
-        flips: whether each is mirrored.
+        views: of each picture.
         device: the training device.
     """
-    original = [(bucket.source[1], bucket.source[0]) for bucket in buckets]
-    crops = [crop_top_left(bucket, flipped=flip) for bucket, flip in zip(buckets, flips, strict=True)]
-    target = [(bucket.height, bucket.width) for bucket in buckets]
+    original = [(view.bucket.source[1], view.bucket.source[0]) for view in views]
+    crops = [crop_told(view) for view in views]
+    target = [(view.bucket.height, view.bucket.width) for view in views]
 
     def tensor(pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
         return torch.tensor(pairs, dtype=torch.int64).to(device, non_blocking=True)

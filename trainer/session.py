@@ -22,9 +22,9 @@ from ..families._targets import every_target
 from ..networks._attach import AdapterSet
 from .average import MovingAverage
 from .base_model import load_frozen
-from .caches import LatentCache
 from .checkpoints import State, latest_readable, list_checkpoints
-from .feed import Feed, KeptTexts, LiveTexts, Texts
+from .feed import Feed
+from .latents import LatentCache
 from .loop import Learner, Route, Standing, train
 from .metadata import fixed_metadata
 from .optimizers._spec import OptimizerParams, ParamGroup
@@ -33,6 +33,7 @@ from .precision import TORCH_DTYPES, OutOfMemory, Precision
 from .recorder import RunRecorder, standing_of
 from .run import RunFolder, RunRef, open_run
 from .starting import started
+from .texts import KeptTexts, LiveTexts, Texts
 from .weights import AdapterWeights
 
 log = logging.getLogger("lora_atelier")

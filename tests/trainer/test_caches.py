@@ -17,7 +17,8 @@ from lora_atelier.dataset.buckets import BucketRule, assign_buckets
 from lora_atelier.dataset.table import Dataset
 from lora_atelier.families._base import open_base
 from lora_atelier.trainer import caches
-from lora_atelier.trainer.caches import ContentIndex, LatentCache
+from lora_atelier.trainer.caches import ContentIndex
+from lora_atelier.trainer.latents import LatentCache
 
 RULE = BucketRule(resolution_px=64, step_px=8, min_px=32, max_px=128)
 

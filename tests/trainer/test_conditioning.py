@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lora_atelier.dataset.buckets import BucketRule
+from lora_atelier.dataset.views import plain_view
 from lora_atelier.trainer.conditioning import conditioning_of, crop_top_left
 
 RULE = BucketRule(resolution_px=1024, step_px=64, min_px=256, max_px=2048)
@@ -30,6 +31,7 @@ def test_crops(
 
 def test_a_batch_is_told_source_crop_and_bucket_each_height_first() -> None:
     buckets = [RULE.assign(1000, 1500), RULE.assign(2000, 3000)]
-    told = conditioning_of(buckets, [False, True], torch.device("cpu"))
+    views = [plain_view(buckets[0]), plain_view(buckets[1], flipped=True)]
+    told = conditioning_of(views, torch.device("cpu"))
     assert told.flat().tolist() == [[1500, 1000, 0, 10, 1216, 832], [3000, 2000, 0, 11, 1216, 832]]
     assert told.flat().dtype == torch.int64
