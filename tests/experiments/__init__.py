@@ -1,1 +1,1 @@
-"""Learning experiments on the tiny world: what careful captions and crops change about a LoRA."""
+"""Learning experiments on the tiny world: what captions and crops, and the trainer's settings, change about a LoRA."""

@@ -9,12 +9,15 @@ from .. import conftest  # noqa: F401  the package under its stable name, the ro
 import torch
 
 from .runner import DEFAULT_FOLDER, EXPERIMENTS, SEEDS, read_lines, run_missing, table
+from .verdicts import told
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run what is missing, then print the table and the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(EXPERIMENTS), help=f"some of {', '.join(EXPERIMENTS)}; a is both")
+    parser.add_argument(
+        "--only", default=",".join(EXPERIMENTS), help=f"some of {', '.join(EXPERIMENTS)}; a is all that begin with a-"
+    )
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is there")
@@ -30,7 +33,9 @@ def main() -> None:
         parser.error(f"--only {given.only}: there are {', '.join(EXPERIMENTS)}")
     if not given.table:
         run_missing(names, [int(seed) for seed in given.seeds.split(",")], folder=given.folder)
-    print(table(list(read_lines(given.folder / "results.jsonl"))))
+    lines = list(read_lines(given.folder / "results.jsonl"))
+    print(table(lines))
+    print(told(lines))
 
 
 if __name__ == "__main__":

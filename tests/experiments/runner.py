@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import captions, crops, sizes
+from . import captions, crops, formats, keeping, resolution, settings, sizes, words
 from .world import World
 
 PROTOCOL = 1
@@ -47,6 +48,15 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(name="b", arms=sizes.ARMS, run=sizes.run),
         Experiment(name="b-single", arms=sizes.ARMS, run=sizes.run_single),
         Experiment(name="b-known", arms=sizes.ARMS, run=sizes.run_known),
+        *(
+            Experiment(name=name, arms=tuple(arms), run=partial(settings.run, experiment=name))
+            for name, arms in settings.ARMS.items()
+        ),
+        Experiment(name="h", arms=keeping.ARMS, run=keeping.run),
+        Experiment(name="i", arms=words.ARMS, run=words.run),
+        Experiment(name="k", arms=tuple(resolution.ARMS), run=resolution.run),
+        Experiment(name="l", arms=tuple(formats.ARMS), run=formats.run),
+        Experiment(name="l-start", arms=tuple(formats.START_ARMS), run=formats.run_start),
     )
 }
 
@@ -151,7 +161,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
             cells = []
             for figure in figures:
                 values = [line["figures"][figure] for line in sorted(mine, key=lambda line: line["seed"])
-                          if line["arm"] == arm]  # fmt: skip
+                          if line["arm"] == arm and figure in line["figures"]]  # fmt: skip
                 cells.append(_cell(figure, values))
             rows.append(f"| {arm} | {' | '.join(cells)} |")
         rows.append("")
@@ -160,7 +170,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(figure: str, values: Sequence[float]) -> str:
     if not values:
-        return "not run"
+        return "-"
+    if figure == "stopped":
+        return ", ".join(f"{value:.0f}" for value in values)
     if figure in ("loss", "seconds"):
         digits = 4 if figure == "loss" else 0
         return f"{statistics.fmean(values):.{digits}f}"

@@ -1,7 +1,7 @@
 """The ground the experiments stand on: one base, one tagger, one detector, short trainings, generated pictures."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,10 @@ from lora_atelier.tagger.recipe import run_recipe
 from lora_atelier.tagger.runner import Tagger, open_tagger
 from lora_atelier.tagger.steps._spec import StepContext
 from lora_atelier.tagger.tag import tag_dataset
+from lora_atelier.trainer.checkpoints import list_checkpoints
 from lora_atelier.trainer.config import Job, TrainParams
 from lora_atelier.trainer.objectives.epsilon import EpsilonParams
-from lora_atelier.trainer.optimizers.adamw import AdamWParams
+from lora_atelier.trainer.optimizers._spec import find_optimizer
 from lora_atelier.trainer.train import train_lora
 
 STRENGTH = 1.35
@@ -40,18 +41,56 @@ SAMPLING: dict[str, Any] = {"steps": 12, "cfg": 3.0, "sampler": "euler", "schedu
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a training is set up; as it stands, with the settings of the quickstart.
+
+    Attributes:
+        alpha: Of a LoRA of rank 16.
+        optimizer: The optimizer's name.
+        settings: The optimizer's own.
+        blocks: Which are trained.
+        train: Settings of the run that differ from the ones all have.
+    """
+
+    alpha: float = 16.0
+    optimizer: str = "adamw"
+    settings: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "lr_unet": 4e-3, "lr_text_encoder": 3e-3, "schedule": "cosine", "warmup_steps": 20, "beta2": 0.99,
+            "weight_decay": 0.01,
+        }
+    )  # fmt: skip
+    blocks: str = ""
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+    def optimizer_choice(self) -> Choice:
+        """The optimizer with its settings."""
+        params = find_optimizer(self.optimizer).params(**self.settings)
+        return Choice(kind="optimizer", name=self.optimizer, params=params)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """A finished training.
 
     Attributes:
         lora: The LoRA file.
+        checkpoints: The LoRA of every kept checkpoint by its step, the last one included.
         seconds: Of the training loop, as the run counted them.
         loss: Mean of the last hundred steps.
+        losses: Of every step.
+        report: What the pack said of it.
     """
 
     lora: Path
+    checkpoints: Mapping[int, Path]
     seconds: float
     loss: float
+    losses: Sequence[float]
+    report: str
+
+
+QUICKSTART = Recipe()
 
 
 @dataclass
@@ -114,51 +153,70 @@ class World:
         """The data set after a recipe of tag steps."""
         return run_recipe(dataset, recipe, StepContext())[0]
 
-    def train(self, dataset: Dataset, *, name: str, seed: int, steps: int) -> Trained:
-        """Trains a LoRA with the settings of the quickstart and small batches, or finds the one trained before."""
+    def job(self, dataset: Dataset, recipe: Recipe, *, name: str, seed: int, steps: int, **train: Any) -> Job:
+        """A training of the tiny base with small batches."""
+        common = {
+            "batch_size": 4, "resolution_px": SIDE_PX, "save_every_steps": 100, "keep_last": 1,
+            "bucket_step_px": 8, "bucket_min_px": 32, "bucket_max_px": 128,
+        }  # fmt: skip
+        return Job(
+            base=self.base,
+            dataset=dataset,
+            params=TrainParams(**{**common, **train, **recipe.train, "run_name": name, "steps": steps, "seed": seed}),
+            network=Choice(kind="network", name="lora", params=LoraParams(rank=16, alpha=recipe.alpha)),
+            optimizer=recipe.optimizer_choice(),
+            objective=Choice(kind="objective", name="epsilon", params=EpsilonParams()),
+            blocks=recipe.blocks,
+        )
+
+    def train(
+        self, dataset: Dataset, *, name: str, seed: int, steps: int, recipe: Recipe = QUICKSTART, **train: Any
+    ) -> Trained:
+        """Trains a LoRA, goes on with one that was stopped, or finds the one trained before.
+
+        Args:
+            dataset: The pictures.
+            name: Of the run.
+            seed: Of the run.
+            steps: Of the run.
+            recipe: How it is set up.
+            train: More settings of the run, such as how often a checkpoint is kept.
+        """
         started = time.monotonic()
         result = train_lora(
-            Job(
-                base=self.base,
-                dataset=dataset,
-                params=TrainParams(
-                    run_name=name,
-                    steps=steps,
-                    batch_size=4,
-                    resolution_px=SIDE_PX,
-                    seed=seed,
-                    save_every_steps=100,
-                    keep_last=1,
-                    bucket_step_px=8,
-                    bucket_min_px=32,
-                    bucket_max_px=128,
-                ),
-                network=Choice(kind="network", name="lora", params=LoraParams(rank=16, alpha=16.0)),
-                optimizer=Choice(
-                    kind="optimizer",
-                    name="adamw",
-                    params=AdamWParams(
-                        lr_unet=4e-3, lr_text_encoder=3e-3, schedule="cosine", warmup_steps=20, beta2=0.99,
-                        weight_decay=0.01,
-                    ),
-                ),
-                objective=Choice(kind="objective", name="epsilon", params=EpsilonParams()),
-            ),
+            self.job(dataset, recipe, name=name, seed=seed, steps=steps, **train),
             output_dir=self.host.output_dir(),
             loras_dir=self.host.loras_dir(),
             cache_dir=self.host.cache_dir(),
             index=self.host.index(),
-        )  # fmt: skip
+        )
         last = result.losses[-100:]
-        seconds = max(result.seconds_training, 0.0) or time.monotonic() - started
-        return Trained(lora=result.lora_path, seconds=seconds, loss=sum(last) / len(last))
+        points = list_checkpoints(result.run.folder)
+        return Trained(
+            lora=result.lora_path,
+            checkpoints={point.step: point.lora_path for point in points if point.lora_path is not None},
+            seconds=max(result.seconds_training, 0.0) or time.monotonic() - started,
+            loss=sum(last) / len(last),
+            losses=result.losses,
+            report=result.report,
+        )
 
-    def draw(self, lora: Path | None, prompts: Sequence[str], *, first_seed: int) -> list[Image.Image]:
-        """One picture per prompt with the LoRA on; noise is drawn for many at once from one seed."""
+    def draw(
+        self, lora: Path | None, prompts: Sequence[str], *, first_seed: int, strength: float = STRENGTH, **sampling: Any
+    ) -> list[Image.Image]:
+        """One picture per prompt with the LoRA on; noise is drawn for many at once from one seed.
+
+        Args:
+            lora: The file; None draws with the base alone.
+            prompts: One per picture.
+            first_seed: Decides the noise.
+            strength: Of the LoRA.
+            sampling: What differs from how pictures are drawn otherwise, such as fewer steps.
+        """
         model, clip, vae = self._models
         if lora is not None:
             model, clip = self.host.apply_lora(
-                model, clip, read_tensors(lora), strength_model=STRENGTH, strength_clip=STRENGTH, stem_strengths={}
+                model, clip, read_tensors(lora), strength_model=strength, strength_clip=strength, stem_strengths={}
             )
         negative = self.host.encode_prompt(clip, "")
         pictures: list[Image.Image] = []
@@ -167,7 +225,9 @@ class World:
             encoded = [self.host.encode_prompt(clip, prompt) for prompt in some]
             said = [[torch.cat([one[0][0] for one in encoded]), {}]]
             latent = {"samples": torch.zeros(len(some), 4, SIDE_PX // 8, SIDE_PX // 8)}
-            drawn = self.host.sample_latent(model, said, negative, latent, seed=first_seed + start, **SAMPLING)
+            drawn = self.host.sample_latent(
+                model, said, negative, latent, seed=first_seed + start, **{**SAMPLING, **sampling}
+            )
             pixels = self.host.decode(vae, drawn).permute(0, 3, 1, 2) * 2 - 1
             pictures += tensor_to_pictures(pixels)
         return pictures
