@@ -158,6 +158,9 @@ def _toml_options(subset: Subset, folder: str) -> Iterator[tuple[str, str]]:
         yield "is_reg", "true"
     yield "shuffle_caption", str(subset.shuffle_captions).lower()
     yield "keep_tokens", str(subset.keep_tokens)
+    for name in ("keep_tokens_separator", "secondary_separator"):
+        if getattr(subset, name):
+            yield name, _quoted(getattr(subset, name))
     if subset.caption_prefix:
         yield "caption_prefix", _quoted(subset.caption_prefix + ", ")
     if subset.caption_dropout:

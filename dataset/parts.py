@@ -24,6 +24,10 @@ class Subset:
         tag_dropout: Share of the movable tags that is left out each time.
         flip: Mirror the picture every other time, at random.
         prior_weight: Factor on the loss of a regularisation folder's pictures, besides the run's own.
+        keep_tokens_separator: Mark in a caption: what stands before it never moves, and what stands after a second one
+            neither and comes last; in such captions it takes the place of ``keep_tokens``. Empty for none.
+        secondary_separator: Mark between tags that move and are dropped together; becomes a comma. Empty for none.
+        loss_weight: Factor on the loss of the folder's pictures.
     """
 
     folder: Path
@@ -37,6 +41,9 @@ class Subset:
     tag_dropout: float = 0.0
     flip: bool = False
     prior_weight: float = 1.0
+    keep_tokens_separator: str = ""
+    secondary_separator: str = ""
+    loss_weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +62,19 @@ class Skipped:
         return f"{printable(self.path)}: {self.reason}"
 
 
+LATER_OPTIONS: tuple[tuple[str, object], ...] = (
+    ("prior_weight", 1.0),
+    ("keep_tokens_separator", ""),
+    ("secondary_separator", ""),
+    ("loss_weight", 1.0),
+)
+"""Options that came after the first version, with their defaults."""
+
+
 def options_of(subset: Subset) -> tuple[object, ...]:
     """Every option of a subset that decides what is trained, without its place on disk."""
-    # A factor of 1 is left out, so that runs made before there was one are found again.
-    weight = () if subset.prior_weight == 1.0 else (("prior_weight", subset.prior_weight),)
+    # What came later is left out where it has its default, so that runs made before are found again.
+    later = tuple((name, getattr(subset, name)) for name, default in LATER_OPTIONS if getattr(subset, name) != default)
     return (
         subset.repeats,
         subset.is_reg,
@@ -68,7 +84,7 @@ def options_of(subset: Subset) -> tuple[object, ...]:
         subset.caption_dropout,
         subset.tag_dropout,
         subset.flip,
-        *weight,
+        *later,
     )
 
 

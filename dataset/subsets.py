@@ -1,7 +1,7 @@
 """Options of some of a data set's folders: repeats, kept tokens, shuffling, dropout, prefix, flips."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from .words import counted, printable
 
 WHICH = ("all", "training", "regularisation")
 SWITCH = ("keep", "on", "off")
+SEPARATORS = ("keep_tokens_separator", "secondary_separator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,26 @@ class SubsetParams(Params):
     caption_prefix: str = param(
         "", doc="Tags put in front of every caption of these folders; empty keeps what it is, a single - takes it away."
     )
+    keep_tokens_separator: str = param(
+        "",
+        doc="Mark in the captions, such as |||: tags before it stay in front, tags after a second one stay at the end, "
+        "those between move. Empty keeps what it is, a single - takes it away.",
+        advanced=True,
+    )
+    secondary_separator: str = param(
+        "",
+        doc="Mark between tags, such as ;;;, that move and are dropped together; becomes a comma. Empty keeps what it "
+        "is, a single - takes it away.",
+        advanced=True,
+    )
+    loss_weight: float = param(
+        -1.0,
+        doc="Factor on the loss of these folders' pictures, on top of the pictures' own; -1 keeps what it is.",
+        minimum=-1.0,
+        maximum=100.0,
+        step=0.1,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         """Also refuses negative shares other than -1.
@@ -65,10 +86,22 @@ class SubsetParams(Params):
             InputError: A value is refused.
         """
         super().__post_init__()
-        for name in ("caption_dropout", "tag_dropout"):
+        for name, limit in (("caption_dropout", 1), ("tag_dropout", 1), ("loss_weight", 100)):
             value = getattr(self, name)
             if value < 0 and value != -1.0:
-                raise InputError(f"{name} is {value}, allowed is 0 to 1, or -1 to keep what it is")
+                raise InputError(f"{name} is {value}, allowed is 0 to {limit}, or -1 to keep what it is")
+        for name in SEPARATORS:
+            if "," in getattr(self, name):
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}: a comma parts all tags already; choose another mark, such as "
+                    "|||"
+                )
+        first, second = (getattr(self, name).strip() for name in SEPARATORS)
+        if first and second and first != "-" and second != "-" and (first in second or second in first):
+            raise InputError(
+                f"keep_tokens_separator is {first!r} and secondary_separator is {second!r}: one holds the other, so "
+                "they cannot be told apart; choose two different marks, such as ||| and ;;;"
+            )
 
 
 def with_subset_options(dataset: Dataset, params: SubsetParams) -> tuple[Dataset, str]:
@@ -99,6 +132,7 @@ def with_subset_options(dataset: Dataset, params: SubsetParams) -> tuple[Dataset
     result = dataset.with_subsets(subsets, note=note)
     lines = [f"Changed for {sum(chosen)} of {counted(len(subsets), 'folder')}: {what}."]
     lines += [f"  ! pattern {pattern!r} matched no folder{_near(pattern, names)}" for pattern in missed]
+    lines += _without_marks(result, changes)
     return result, "\n".join([*lines, subset_table(result)])
 
 
@@ -119,6 +153,9 @@ def subset_table(dataset: Dataset) -> str:
         parts += [f"caption dropout {subset.caption_dropout:g}"] if subset.caption_dropout else []
         parts += [f"tag dropout {subset.tag_dropout:g}"] if subset.tag_dropout else []
         parts += [f"prefix {subset.caption_prefix!r}"] if subset.caption_prefix else []
+        parts += [f"separator {subset.keep_tokens_separator!r}"] if subset.keep_tokens_separator else []
+        parts += [f"secondary separator {subset.secondary_separator!r}"] if subset.secondary_separator else []
+        parts += [f"loss times {subset.loss_weight:g}"] if subset.loss_weight != 1.0 else []
         lines.append(f"  {printable(subset.folder.name)}: {', '.join(parts)}")
     return "\n".join(lines)
 
@@ -132,13 +169,28 @@ def _changes(params: SubsetParams) -> dict[str, Any]:
     for name in ("shuffle_captions", "flip"):
         if getattr(params, name) != "keep":
             changes[name] = getattr(params, name) == "on"
-    for name in ("caption_dropout", "tag_dropout"):
+    for name in ("caption_dropout", "tag_dropout", "loss_weight"):
         if getattr(params, name) >= 0:
             changes[name] = getattr(params, name)
+    for name in SEPARATORS:
+        mark = getattr(params, name).strip()
+        if mark:
+            changes[name] = "" if mark == "-" else mark
     prefix = params.caption_prefix.strip()
     if prefix:
         changes["caption_prefix"] = "" if prefix == "-" else ", ".join(split_tags(prefix))
     return changes
+
+
+def _without_marks(dataset: Dataset, changes: Mapping[str, Any]) -> list[str]:
+    """A line for each mark that was set and stands in no caption."""
+    marks = {name: changes[name] for name in SEPARATORS if changes.get(name)}
+    used = dataset.tag_counts() if marks else {}
+    return [
+        f"  ! {name} {mark!r} stands in no caption: all tags go by keep_tokens and commas; write it into the captions"
+        for name, mark in marks.items()
+        if not any(mark in tag for tag in used)
+    ]
 
 
 def _is_chosen(subset: Subset, patterns: Sequence[str], which: str) -> bool:

@@ -201,7 +201,10 @@ class Dataset:
         Args:
             prior_weight: The run's factor for regularisation pictures; their folder's own comes on top.
         """
-        by_subset = [prior_weight * subset.prior_weight if subset.is_reg else 1.0 for subset in self.subsets]
+        by_subset = [
+            subset.loss_weight * (prior_weight * subset.prior_weight if subset.is_reg else 1.0)
+            for subset in self.subsets
+        ]
         weights = np.array(by_subset, dtype=np.float64)[self.subset_index]
         if self.weights is not None:
             weights = weights * self.weights

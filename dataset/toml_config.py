@@ -38,6 +38,8 @@ SUBSET_KEYS: Mapping[str, tuple[type, ...]] = {
     "shuffle_caption": (bool,),
     "caption_separator": (str,),
     "keep_tokens": (int,),
+    "keep_tokens_separator": (str,),
+    "secondary_separator": (str,),
     "caption_prefix": (str,),
     "caption_dropout_rate": (int, float),
     "caption_tag_dropout_rate": (int, float),
@@ -65,6 +67,8 @@ TRAIN_KEYS = frozenset(
         "max_bucket_reso",
         "bucket_reso_steps",
         "bucket_no_upscale",
+        "token_warmup_min",
+        "token_warmup_step",
     ]
 )
 """Options of a data set that belong to the training node here."""
@@ -72,15 +76,11 @@ TRAIN_KEYS = frozenset(
 OTHER_KEYS = frozenset(
     [
         "caption_suffix",
-        "keep_tokens_separator",
-        "secondary_separator",
         "enable_wildcard",
         "color_aug",
         "face_crop_aug_range",
         "random_crop",
         "caption_dropout_every_n_epochs",
-        "token_warmup_min",
-        "token_warmup_step",
         "resize_interpolation",
         "custom_attributes",
         "cache_info",
@@ -225,6 +225,8 @@ class _Reader:
             caption_dropout=float(options.get("caption_dropout_rate", 0.0)),
             tag_dropout=float(options.get("caption_tag_dropout_rate", 0.0)),
             flip=options.get("flip_aug", False),
+            keep_tokens_separator=options.get("keep_tokens_separator", "").strip(),
+            secondary_separator=options.get("secondary_separator", "").strip(),
         )
         mask: str | Path = "alpha" if options.get("alpha_mask", False) else ""
         if "conditioning_data_dir" in options:

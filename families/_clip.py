@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +14,11 @@ from torch import Tensor, nn
 from ..core.errors import FormatError, InputError
 from ..core.progress import Progress
 from ..core.tensors import Header, TensorFile
+from ._emphasis import Segments, parse_emphasis
 from ._single_file import FilePart, build_on_meta, fill_module
-from ._spec import Kind, Target, TextEncoderSpec
+from ._spec import Kind, Target, TextEncoderSpec, TextOptions
+from ._tokenizer import plain_ids, special_tokens
+from ._windows import fixed_windows, same_length, token_windows, weighted_states, without_inner_marks
 
 CLIP_CONFIG: dict[str, Any] = {
     "vocab_size": 49408,
@@ -178,6 +183,60 @@ def encode_ids(model: Any, ids: Tensor, spec: TextEncoderSpec, *, layer: int) ->
     output = model(input_ids=ids, output_hidden_states=True)
     hidden = output.hidden_states[-layer]
     return inner.final_layer_norm(hidden) if spec.normed else hidden, _pooled(output, spec)
+
+
+def segments_of(caption: str, options: TextOptions) -> Segments:
+    """The caption's texts with their weights.
+
+    Raises:
+        InputError: a weight is not finite, or beyond what is allowed.
+    """
+    return parse_emphasis(caption).segments if options.weighted else ((caption, 1.0),)
+
+
+def encode_segments(
+    model: Any,
+    tokenizer: Any,
+    captions: Sequence[Segments],
+    spec: TextEncoderSpec,
+    *,
+    layer: int,
+    options: TextOptions,
+) -> tuple[Tensor, Tensor]:
+    """Hidden states and pooled state of captions of any length.
+
+    Args:
+        model: of transformers.
+        tokenizer: of transformers.
+        captions: the texts of each with their weights.
+        spec: of the encoder.
+        layer: as of `encode_ids`.
+        options: how many tokens are read and how windows are joined.
+
+    Returns:
+        hidden [batch, tokens, channels], and pooled [batch, channels] of each caption's first window.
+    """
+    special = special_tokens(tokenizer, pads_with_zero=spec.pads_with_zero)
+    lay = token_windows if options.long_captions == "comfyui" or options.max_tokens == special.room else fixed_windows
+    windows = [
+        lay(segments, partial(plain_ids, tokenizer), special, max_tokens=options.max_tokens) for segments in captions
+    ]
+    ids = torch.tensor([[token for token, _ in window] for rows in windows for window in rows], dtype=torch.long)
+    hidden, pooled = encode_ids(model, ids, spec, layer=layer)
+    is_weighted = any(weight != 1.0 for segments in captions for _, weight in segments)
+    if len(hidden) == len(captions) and not is_weighted:
+        return hidden, pooled
+    counts = [len(rows) for rows in windows]
+    states: list[Tensor] = []
+    for rows, state in zip(windows, hidden.split(counts), strict=True):
+        weights = torch.tensor([[weight for _, weight in window] for window in rows]).unsqueeze(-1)
+        joined = [
+            without_inner_marks(part) if lay is fixed_windows else part.flatten(0, 1) for part in (state, weights)
+        ]
+        weighted = bool((weights != 1.0).any())
+        states.append(weighted_states(joined[0], joined[1][:, 0]) if weighted else joined[0])
+    firsts = torch.tensor([0, *itertools.accumulate(counts[:-1])], device=pooled.device)
+    return same_length(states), pooled[firsts]
 
 
 def _pooled(output: Any, spec: TextEncoderSpec) -> Tensor:

@@ -27,6 +27,7 @@ from ._spec import (
     Place,
     Target,
     TextEncoderSpec,
+    TextOptions,
     TextState,
     Variant,
 )
@@ -168,25 +169,37 @@ class LdmFamily(ABC):
             for tokenizer, spec in zip(tokenizers, self.text_encoders, strict=True)
         )
 
-    def encode_text(self, components: Components, captions: Sequence[str], *, clip_skip: int = 1) -> TextState:
+    def encode_text(
+        self,
+        components: Components,
+        captions: Sequence[str],
+        *,
+        clip_skip: int = 1,
+        options: TextOptions | None = None,
+    ) -> TextState:
         """The hidden states of all encoders side by side, and the last one's pooled state where the UNet takes it.
 
         Args:
             components: with text encoders and tokenizers.
             captions: one per row.
             clip_skip: 1 is the layer the base was made with, 2 the last but one, ... (as A1111 and kohya count).
+            options: how captions are read; `clip_skip` is passed over then.
 
         Returns:
-            hidden [batch, 77, channels] in the encoders' dtype, and pooled [batch, channels] or None.
+            hidden [batch, tokens, channels] in the encoders' dtype (77 tokens by default), and pooled [batch, channels]
+            of each caption's first window, or None.
 
         Raises:
-            InputError: an encoder has fewer layers than clip_skip.
+            InputError: an encoder has fewer layers than clip_skip, or a weight in a caption is refused.
         """
+        options = options or TextOptions(clip_skip=clip_skip)
+        segments = [_clip.segments_of(caption, options) for caption in captions]
         hidden: list[Tensor] = []
         pooled: Tensor | None = None
-        every_ids = self.tokenize(components.tokenizers, captions)
-        for spec, model, ids in zip(self.text_encoders, components.text_encoders, every_ids, strict=True):
-            state, end_state = _clip.encode_ids(model, ids, spec, layer=_clip.layer_for(spec, model, clip_skip))
+        encoders = zip(self.text_encoders, components.text_encoders, components.tokenizers, strict=True)
+        for number, (spec, model, tokenizer) in enumerate(encoders):
+            layer = _clip.layer_for(spec, model, options.clip_skip_of(number))
+            state, end_state = _clip.encode_segments(model, tokenizer, segments, spec, layer=layer, options=options)
             hidden.append(state)
             pooled = end_state if spec.pooled else pooled
         return TextState(hidden=hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), pooled=pooled)

@@ -146,6 +146,38 @@ class TextEncoderSpec:
     dropped_layers: int = 0
 
 
+LONG_CAPTIONS = ("comfyui", "kohya")
+"""How a text that needs more than one window is read: as many windows as it needs, each with its marks (ComfyUI, and
+AUTOMATIC1111 alike), or always as many as fit, with the inner marks taken out (kohya)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How captions are read.
+
+    Attributes:
+        clip_skip: layer of the first text encoder; 1 is the one the base was made with, 2 the last but one, ...
+        clip_skip_2: likewise of a second one; 0 takes `clip_skip`.
+        max_tokens: tokens of a caption that are read, a multiple of 75.
+        long_captions: one of `LONG_CAPTIONS`; what is read with 75 tokens is the same.
+        weighted: whether `(word:1.2)` and its like weight words; else brackets are plain text.
+    """
+
+    clip_skip: int = 1
+    clip_skip_2: int = 0
+    max_tokens: int = 75
+    long_captions: str = LONG_CAPTIONS[0]
+    weighted: bool = False
+
+    def clip_skip_of(self, encoder: int) -> int:
+        """The clip skip of an encoder by its place."""
+        return self.clip_skip_2 if encoder > 0 and self.clip_skip_2 > 0 else self.clip_skip
+
+    def key(self) -> str:
+        """All options as one short text, for cache keys."""
+        return f"{self.clip_skip} {self.clip_skip_2} {self.max_tokens} {self.long_captions} {self.weighted}"
+
+
 @dataclass(kw_only=True)
 class Components:
     """The loaded parts of a base model; None or empty where a part was not asked for."""
@@ -216,8 +248,18 @@ class Family(Protocol):
         """Token ids int64 [batch, 77] for every text encoder."""
         ...
 
-    def encode_text(self, components: Components, captions: Sequence[str], *, clip_skip: int) -> TextState:
-        """What the text encoders say of the captions; differentiable through an attached adapter."""
+    def encode_text(
+        self,
+        components: Components,
+        captions: Sequence[str],
+        *,
+        clip_skip: int = 1,
+        options: TextOptions | None = None,
+    ) -> TextState:
+        """What the text encoders say of the captions; differentiable through an attached adapter.
+
+        `clip_skip` is for callers that have nothing else to ask for; where `options` are given, theirs is taken.
+        """
         ...
 
     def encode_image(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

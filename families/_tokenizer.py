@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..core.errors import FormatError, InputError
 from ..core.files import write_json, write_text
 from ._spec import tokenizer_dirs
+from ._windows import SpecialTokens, token_windows
 
 BOS = "<|startoftext|>"
 EOS = "<|endoftext|>"
@@ -103,14 +105,17 @@ def tokenize(tokenizer: Any, captions: Sequence[str], *, pads_with_zero: bool = 
     Returns:
         int64 [len(captions), 77].
     """
-    start, end = _special_id(tokenizer, BOS), _special_id(tokenizer, EOS)
-    rows = torch.full((len(captions), NUM_TOKENS), 0 if pads_with_zero else end, dtype=torch.long)
-    rows[:, 0] = start
-    for row, caption in zip(rows, captions, strict=True):
-        ids = tokenizer(caption, add_special_tokens=False, truncation=True, max_length=NUM_TOKENS - 2)["input_ids"]
-        row[1 : 2 + len(ids)] = torch.tensor([*ids, end], dtype=torch.long)
-    return rows
+    special = special_tokens(tokenizer, pads_with_zero=pads_with_zero)
+    windows = [token_windows([(caption, 1.0)], partial(plain_ids, tokenizer), special)[0] for caption in captions]
+    return torch.tensor([[token for token, _ in window] for window in windows], dtype=torch.long)
 
 
-def _special_id(tokenizer: Any, token: str) -> int:
-    return int(tokenizer.convert_tokens_to_ids(token))
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """All token ids of a text, without marks."""
+    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+
+def special_tokens(tokenizer: Any, *, pads_with_zero: bool) -> SpecialTokens:
+    """The marks that frame a text, and what fills it up."""
+    start, end = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in (BOS, EOS))
+    return SpecialTokens(start=start, end=end, pad=0 if pads_with_zero else end, window_tokens=NUM_TOKENS)

@@ -6,7 +6,10 @@ from typing import Any
 
 from ..dataset.subsets import SubsetParams, with_subset_options
 from ..dataset.table import Dataset
-from .widgets import ROOT_CATEGORY, params_from, socket, widgets
+from .widgets import ROOT_CATEGORY, params_from, socket, split_widgets
+
+LATER = ("keep_tokens_separator", "secondary_separator", "loss_weight")
+"""Options that came after the first version: optional, so that saved workflows fit."""
 
 
 class SubsetOptions:
@@ -29,7 +32,8 @@ class SubsetOptions:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs."""
-        return {"required": {"dataset": socket("ATELIER_DATASET", "The data set."), **widgets(SubsetParams)}}
+        first, later = split_widgets(SubsetParams, LATER)
+        return {"required": {"dataset": socket("ATELIER_DATASET", "The data set."), **first}, "optional": later}
 
     def change(self, dataset: Dataset, **values: Any) -> dict[str, Any]:
         """Change the options."""

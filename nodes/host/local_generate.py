@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ import torch
 from ...core.errors import InputError, unknown_name
 from ...families._clip import encode_ids
 from ...families._spec import V_PREDICTION, Conditioning, TextEncoderSpec, TextState
+from ...families._tokenizer import plain_ids, special_tokens
 from .local_models import LocalClip, LocalModel, LocalVae
-from .local_prompt import SpecialTokens, encode_windows, parse_weights, token_windows
+from .local_prompt import encode_windows, parse_weights, prompt_windows
 from .local_samplers import SAMPLERS, Denoiser
 from .local_schedules import sigmas_for
 
@@ -42,17 +44,13 @@ def _encode_with(
     spec: TextEncoderSpec, encoder: Any, tokenizer: Any, segments: list[tuple[str, float]], clip: LocalClip
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Hidden [1, tokens, channels] and pooled [1, channels], fp32, of weighted segments by one encoder."""
-    start, end = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in ("<|startoftext|>", "<|endoftext|>"))
-    special = SpecialTokens(start=start, end=end, pad=0 if spec.pads_with_zero else end)
-
-    def word_ids(words: str) -> list[int]:
-        return list(tokenizer(words, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+    special = special_tokens(tokenizer, pads_with_zero=spec.pads_with_zero)
 
     def encode(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, pooled = encode_ids(encoder, ids, spec, layer=clip.layer or spec.own_layer)
         return hidden.float(), pooled.float()
 
-    return encode_windows(token_windows(segments, word_ids, special), encode, special)
+    return encode_windows(prompt_windows(segments, partial(plain_ids, tokenizer), special), encode, special)
 
 
 def empty_latent(width_px: int, height_px: int, batch_size: int = 1) -> dict[str, torch.Tensor]:

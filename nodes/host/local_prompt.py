@@ -10,25 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from ...core.errors import InputError
+from ...families._windows import SpecialTokens, token_windows
 
 _EMPHASIS = 1.1
 _EMBEDDING = re.compile(r"(^|[ \n])embedding:")
-_LARGE_WORD_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Token ids that frame a window, and its length in tokens (77 for CLIP)."""
-
-    start: int
-    end: int
-    pad: int
-    window_tokens: int = 77
 
 
 def parse_weights(prompt: str) -> list[tuple[str, float]]:
@@ -85,7 +74,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def token_windows(
+def prompt_windows(
     segments: Sequence[tuple[str, float]], word_ids: Callable[[str], list[int]], special: SpecialTokens
 ) -> list[list[tuple[int, float]]]:
     """Lay the tokens of weighted segments into framed, padded windows.
@@ -101,34 +90,13 @@ def token_windows(
     Raises:
         InputError: the prompt names a textual-inversion embedding, which only ComfyUI itself applies.
     """
-    room = special.window_tokens - 1
-    windows: list[list[tuple[int, float]]] = []
-    window: list[tuple[int, float]] = [(special.start, 1.0)]
-
-    def close() -> None:
-        nonlocal window
-        window.append((special.end, 1.0))
-        window.extend([(special.pad, 1.0)] * (special.window_tokens - len(window)))
-        windows.append(window)
-        window = [(special.start, 1.0)]
-
-    for text, weight in segments:
+    for text, _ in segments:
         if _EMBEDDING.search(text):
             raise InputError(
                 f"the prompt {text!r} uses a textual-inversion embedding; the local runner has none, remove it "
                 "or run the workflow on a ComfyUI server (--server URL)."
             )
-        tokens = [(token, weight) for token in word_ids(text)]
-        large = len(tokens) >= _LARGE_WORD_TOKENS
-        while len(window) + len(tokens) > room:
-            if large:
-                free = room - len(window)
-                window.extend(tokens[:free])
-                tokens = tokens[free:]
-            close()
-        window.extend(tokens)
-    close()
-    return windows
+    return token_windows(segments, word_ids, special)
 
 
 def encode_windows(
@@ -139,7 +107,7 @@ def encode_windows(
     """Encode windows and apply their weights relative to the empty prompt.
 
     Args:
-        windows: (id, weight) pairs of :func:`token_windows`.
+        windows: (id, weight) pairs of :func:`prompt_windows`.
         encode: maps int64 ids [w, tokens] to (hidden [w, tokens, channels] float32, pooled [w, channels] or None).
         special: frame tokens.
 

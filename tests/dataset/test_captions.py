@@ -1,11 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from atelier_tests.helpers.pictures import make_folder
 from lora_atelier.core.seeds import derive
-from lora_atelier.dataset.captions import caption_for, captions_vary, split_tags, training_caption
+from lora_atelier.dataset.captions import TokenWarmup, caption_for, captions_vary, split_tags, training_caption
 from lora_atelier.dataset.scan import DatasetParams, open_folder
 from lora_atelier.dataset.table import Subset
 
@@ -95,3 +96,39 @@ def test_captions_of_a_data_set_use_the_subsets_options(tmp_path):
     assert not captions_vary(dataset)
     for varying in ({"shuffle_captions": True}, {"caption_dropout": 0.1}, {"tag_dropout": 0.1}):
         assert captions_vary(open_folder(tmp_path, DatasetParams(**{"shuffle_captions": False, **varying})))
+
+
+MARKED = ("zwx", "1girl ||| hat", "a;;;b;;;c", "smile ||| masterpiece", "best")
+
+
+def test_a_separator_says_what_stays_in_front_and_at_the_end():
+    marked = options(shuffle_captions=True, keep_tokens=9, keep_tokens_separator="|||", secondary_separator=";;;")
+    seen = {training_caption(MARKED, marked, seed=seed) for seed in range(200)}
+    assert len(seen) == 6
+    for caption in seen:
+        tags = caption.split(", ")
+        assert tags[:2] == ["zwx", "1girl"]
+        assert tags[-2:] == ["masterpiece", "best"]
+        assert "a, b, c" in caption
+        assert sorted(tags[2:-2]) == ["a", "b", "c", "hat", "smile"]
+    dropped = {training_caption(MARKED, replace(marked, tag_dropout=0.5), seed=seed) for seed in range(200)}
+    assert all(("a" in caption.split(", ")) == ("c" in caption.split(", ")) for caption in dropped)
+    assert "zwx, 1girl, masterpiece, best" in dropped
+
+
+def test_without_the_mark_the_first_tags_stay():
+    marked = options(shuffle_captions=True, keep_tokens=2, keep_tokens_separator="|||")
+    assert all(training_caption(TAGS, marked, seed=seed).startswith("zwx, 1girl, ") for seed in range(50))
+    one = options(keep_tokens_separator="|||")
+    assert training_caption(("a|||b", "c"), one, seed=0) == "a, b, c"
+    assert training_caption(("||| a", "b ||| ||| c"), one, seed=0) == "a, b, c"
+
+
+@pytest.mark.parametrize(("step", "shown"), [(0, 1), (1, 1), (3, 2), (5, 3), (9, 4), (10, 5), (99, 5)])
+def test_the_tags_shown_grow(step, shown):
+    """kohya: floor(step x (tags - min) / steps) + min; 5 movable tags over 10 steps."""
+    warmup = TokenWarmup(steps=10, min_tags=1)
+    tags = training_caption(TAGS, options(keep_tokens=1), seed=0, warmup=warmup, step=step).split(", ")
+    assert tags == list(TAGS[: 1 + shown])
+    assert TokenWarmup(steps=10, min_tags=8).shown(5, 0) == 5
+    assert TokenWarmup(steps=10, min_tags=0).shown(5, 0) == 0

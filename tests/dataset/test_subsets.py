@@ -1,9 +1,13 @@
 """Options of some folders: who is meant, what changes, what is said."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from atelier_tests.helpers.pictures import make_folder
 from lora_atelier.core.errors import InputError
+from lora_atelier.dataset.parts import options_of
 from lora_atelier.dataset.scan import DatasetParams, open_folder
 from lora_atelier.dataset.subsets import SubsetParams, with_subset_options
 
@@ -72,3 +76,44 @@ def test_a_prefix_is_set_and_taken_away(dataset):
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(InputError):
         SubsetParams(**wrong)
+
+
+def test_separators_and_a_weight(dataset):
+    result, report = changed(
+        dataset,
+        folders="*cat*",
+        which="training",
+        keep_tokens_separator="|||",
+        secondary_separator=";;;",
+        loss_weight=0.5,
+    )
+    dog, cat, reg = result.subsets
+    assert (cat.keep_tokens_separator, cat.secondary_separator, cat.loss_weight) == ("|||", ";;;", 0.5)
+    assert (dog.loss_weight, reg.loss_weight) == (1.0, 1.0)
+    assert "! keep_tokens_separator '|||' stands in no caption" in report
+    assert "separator '|||', secondary separator ';;;', loss times 0.5" in report
+    assert result.loss_weights(0.25).tolist() == [1.0, 0.5, 0.25, 0.25]
+    assert dataset.loss_weights() is None
+    assert options_of(dog) == options_of(replace(dog, loss_weight=1.0, keep_tokens_separator=""))
+    assert options_of(cat) != options_of(replace(cat, loss_weight=1.0))
+    back, _ = changed(result, keep_tokens_separator="-", secondary_separator="-", loss_weight=1.0)
+    assert back.subsets == dataset.subsets
+
+
+def test_a_mark_that_is_there_is_not_complained_about(dataset):
+    other = dataset.with_tags({0: ("zwx ||| cat", "hat")}, note="marks")
+    assert "stands in no caption" not in changed(other, keep_tokens_separator="|||")[1]
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"loss_weight": -0.5}, "loss_weight is -0.5, allowed is 0 to 100"),
+        ({"loss_weight": math.inf}, "loss_weight is inf"),
+        ({"keep_tokens_separator": "a, b"}, "a comma parts all tags already"),
+        ({"keep_tokens_separator": "||", "secondary_separator": "|||"}, "one holds the other"),
+    ],
+)
+def test_marks_and_weights_that_make_no_sense(params, said):
+    with pytest.raises(InputError, match=said):
+        SubsetParams(**params)

@@ -143,3 +143,13 @@ def test_not_utf8(folder):
     (folder / "set.toml").write_bytes(b"[general]\n# caf\xe9\n")
     with pytest.raises(AtelierError, match="set.toml is not UTF-8 text; save it as UTF-8"):
         open_folder(folder / "set.toml", DatasetParams())
+
+
+def test_separators_of_captions_are_followed(folder):
+    text = GOOD.replace(
+        "keep_tokens = 0", "keep_tokens = 0\n  keep_tokens_separator = '|||'\n  token_warmup_step = 100"
+    )
+    dataset = opened(folder, text.replace("[general]", "[general]\nsecondary_separator = ';;;'"))
+    assert [subset.keep_tokens_separator for subset in dataset.subsets] == ["", "|||", ""]
+    assert {subset.secondary_separator for subset in dataset.subsets} == {";;;"}
+    assert any("Set in the training node" in note and "token_warmup_step = 100" in note for note in dataset.notes)

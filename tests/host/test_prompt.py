@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lora_atelier.core.errors import InputError
-from lora_atelier.nodes.host.local_prompt import SpecialTokens, encode_windows, parse_weights, token_windows
+from lora_atelier.families._windows import SpecialTokens
+from lora_atelier.nodes.host.local_prompt import encode_windows, parse_weights, prompt_windows
 
 SPECIAL = SpecialTokens(start=1, end=2, pad=2, window_tokens=12)
 
@@ -40,20 +41,20 @@ def test_brackets(prompt, expected):
 
 
 def test_short_prompt_fills_one_window():
-    assert token_windows([("aa b", 1.0)], word_ids, SPECIAL) == [
+    assert prompt_windows([("aa b", 1.0)], word_ids, SPECIAL) == [
         [(1, 1.0), (102, 1.0), (101, 1.0), (2, 1.0)] + [(2, 1.0)] * 8
     ]
-    assert token_windows([], word_ids, SPECIAL) == [[(1, 1.0)] + [(2, 1.0)] * 11]
+    assert prompt_windows([], word_ids, SPECIAL) == [[(1, 1.0)] + [(2, 1.0)] * 11]
 
 
 def test_long_segment_is_torn_at_the_window_end():
-    windows = token_windows([("a " * 25, 1.0)], word_ids, SPECIAL)
+    windows = prompt_windows([("a " * 25, 1.0)], word_ids, SPECIAL)
     assert [len(window) for window in windows] == [12, 12, 12]
     assert [sum(token == 101 for token, _ in window) for window in windows] == [10, 10, 5]
 
 
 def test_small_segment_moves_whole_to_the_next_window():
-    windows = token_windows([("a " * 7, 1.0), ("bb " * 5, 1.2)], word_ids, SPECIAL)
+    windows = prompt_windows([("a " * 7, 1.0), ("bb " * 5, 1.2)], word_ids, SPECIAL)
     assert [sum(token == 101 for token, _ in window) for window in windows] == [7, 0]
     assert [sum(weight == 1.2 for _, weight in window) for window in windows] == [0, 5]
 
@@ -67,7 +68,7 @@ def test_weights_are_relative_to_the_empty_prompt():
         return hidden, hidden[:, -1]
 
     segments = [("a ", 1.0), ("bb", 1.5)]
-    windows = token_windows(segments, word_ids, SPECIAL)
+    windows = prompt_windows(segments, word_ids, SPECIAL)
     got, pooled = encode_windows(windows, encode, SPECIAL)
     plain, _ = encode(torch.tensor([[token for token, _ in windows[0]]]))
     empty, _ = encode(torch.tensor([[1] + [2] * 11]))
@@ -80,11 +81,11 @@ def test_weights_are_relative_to_the_empty_prompt():
 
 
 def test_windows_are_joined_along_the_tokens():
-    windows = token_windows([("a " * 25, 1.0)], word_ids, SPECIAL)
+    windows = prompt_windows([("a " * 25, 1.0)], word_ids, SPECIAL)
     hidden, _ = encode_windows(windows, lambda ids: (ids.float()[..., None], None), SPECIAL)
     assert hidden.shape == (1, 36, 1)
 
 
 def test_embeddings_are_refused_clearly():
     with pytest.raises(InputError, match="textual-inversion"):
-        token_windows([("a embedding:bad", 1.0)], word_ids, SPECIAL)
+        prompt_windows([("a embedding:bad", 1.0)], word_ids, SPECIAL)
