@@ -5,10 +5,12 @@ shards and nothing else, and several processes may fill one folder. Every row ha
 recently goes first when the quota is passed; the file system's time of a shard is when it was last used.
 
 Tensors of a shard, for each group of rows with the same names, types and shapes, numbered from 0: ``N.keys`` U8
-[rows, 16], ``N.crc`` I64 [rows] (CRC-32 over a row's values in the order of their names), ``N.value.NAME`` [rows, ...].
+[rows, 16], ``N.crc`` I64 [rows] (CRC-32 over a row's key and its values in the order of their names), and
+``N.value.NAME`` [rows, ...].
 """
 
 import hashlib
+import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,7 +132,9 @@ class Shards:
             raise DamagedShard("A row of the cache is missing, as its file was damaged or deleted.")
         group = shard.groups[group_number]
         try:
-            values, crc = _read_row(shard.path, group, row)
+            values, crc = _read_row(
+                shard.path, group, row, self._column[self._first[self._unique_of[number]]].tobytes()
+            )
         except OSError as cause:
             raise self._lost(shard_number, f"it cannot be read ({cause})") from cause
         if crc != int(group.crc[row]):
@@ -193,12 +197,13 @@ class Shards:
             for name in names:
                 tensors[f"{place}.value.{name}"] = torch.stack([row[name].detach().cpu() for _, row in members])
             for line in range(len(members)):
-                crc = 0
+                crc = zlib.crc32(keys[line].tobytes())
                 for name in names:
                     crc = zlib.crc32(_bytes_of(tensors[f"{place}.value.{name}"][line]), crc)
                 crcs.append(crc)
             tensors[f"{place}.crc"] = torch.tensor(crcs, dtype=torch.int64)
-        key = f"{digest.hexdigest()}.safetensors"
+        # A name of its own: a damaged shard that another program holds open must not be taken for this one.
+        key = f"{digest.hexdigest()}-{secrets.token_hex(8)}.safetensors"
         return key, lambda path: write_tensors(path, tensors, {"format": FORMAT})
 
     def _take(self, path: Path) -> None:
@@ -264,13 +269,13 @@ def _read_group(file: TensorFile, number: int) -> tuple[NDArray[Any], _Group]:
     return _as_words(keys), _Group(values, crc)
 
 
-def _read_row(path: Path, group: _Group, row: int) -> tuple[dict[str, "Tensor"], int]:
+def _read_row(path: Path, group: _Group, row: int, key: bytes) -> tuple[dict[str, "Tensor"], int]:
     import torch
 
     from .tensors import torch_dtype
 
     values: dict[str, Tensor] = {}
-    crc = 0
+    crc = zlib.crc32(key)
     with open(path, "rb") as file:
         for name, (begin, row_bytes, dtype, shape) in group.values.items():
             raw = torch.empty(row_bytes, dtype=torch.uint8)

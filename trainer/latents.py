@@ -1,60 +1,85 @@
-"""Latents of pictures on disk, as mean and standard deviation."""
+"""Latents of pictures on disk, as mean and standard deviation, for every variant that a picture may be seen in."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ..core.errors import AtelierError, FormatError, StorageError, TrainingError
+from ..core.ahead import done_ahead
+from ..core.errors import AtelierError, StorageError, TrainingError
 from ..core.files import ensure_space
-from ..core.progress import Progress
+from ..core.progress import Progress, SilentProgress
+from ..core.shards import KEY_BYTES, DamagedShard, Shards
 from ..core.store import Store
-from ..core.tensors import read_tensors, write_tensors
-from ..dataset.buckets import Bucket, BucketAssignment
-from ..dataset.images import fit_to_bucket, load_row
+from ..core.tensors import read_tensors
+from ..dataset.buckets import BucketAssignment
+from ..dataset.images import load_row
 from ..dataset.table import Dataset
+from ..dataset.views import View, ViewRules
 from ..families._spec import Family
+from ._lock import locked
+from .precision import OutOfMemory
 
 LATENTS_QUOTA_BYTES = 32 * 2**30
 IN_MEMORY_BYTES = 2 * 2**30
 LATENT_FACTOR = 8
+LATENT_CHANNELS = 4
 LATENT_CACHE_VERSION = 1
+LATENTS_FOLDER = "latent-shards"
+OLD_FOLDER = "latents"
+"""Where earlier versions kept one file per picture."""
+ROW_BYTES = 64
+"""A row's key and checksum, rounded up."""
+
+AT_ONCE = 16
+"""Most pictures that are encoded at once."""
+BYTES_PER_PIXEL = 4096
+"""Device memory that encoding takes for a pixel, measured high: a dozen maps of 128 channels in fp32."""
+MEMORY_SHARE = 0.25
+"""Share of the device's free memory that encoding may take."""
+DEVICE_SHARE = 0.05
+"""Share of the device's free memory that a cache may take for good."""
+
+Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+
+
+class Entry(NamedTuple):
+    """One latent: which picture, which of its variants, and whether it is mirrored."""
+
+    picture: int
+    variant: int
+    flipped: bool
 
 
 def latent_key(
-    *,
-    content: str,
-    vae_identity: str,
-    bucket: Bucket,
-    flipped: bool,
-    crop: tuple[int, int, int, int] | None = None,
-    focus: tuple[float, float] | None = None,
+    *, content: str, vae_identity: str, view: View, crop: tuple[int, int, int, int] | None = None, made_by: str = ""
 ) -> str:
-    """Returns the cache key of one picture's latents.
+    """Returns the cache key of one latent, 64 hexadecimal digits.
 
     Args:
         content: hash of the picture's file.
         vae_identity: what tells one VAE from another.
-        bucket: of the picture, or of its crop.
-        flipped: whether it is mirrored.
+        view: how the picture is seen.
         crop: part of the picture that is used; None for all of it.
-        focus: focal point of the bucket's crop; None for the centre.
+        made_by: hash of the file it was read from, where it was not made here.
     """
     said = (
-        f"v{LATENT_CACHE_VERSION}", content, vae_identity, str(bucket.size), str(bucket.resized),
-        str(bucket.crop_at(focus)), "flipped" if flipped else "plain", *(() if crop is None else (str(crop),)),
+        f"v{LATENT_CACHE_VERSION}", content, vae_identity, str(view.size), str(view.resized), str(view.crop),
+        "flipped" if view.flipped else "plain", *(() if crop is None else (str(crop),)),
+        *(() if view.tint is None else (repr(view.tint),)), *((made_by,) if made_by else ()),
     )  # fmt: skip
-    return hashlib.sha256("|".join(said).encode("utf-8")).hexdigest() + ".safetensors"
+    return hashlib.sha256("|".join(said).encode("utf-8")).hexdigest()
 
 
 class LatentCache:
     """Latents of the pictures of a data set, as mean and standard deviation, unscaled.
 
-    A picture that may be flipped has a second entry made from the flipped picture.
+    A picture that may be flipped has further entries made from the mirrored picture.
     """
 
     def __init__(
@@ -66,49 +91,93 @@ class LatentCache:
         contents: Sequence[str],
         vae_identity: str,
         flips: Sequence[bool],
+        rules: ViewRules | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        """Knows the keys; nothing is read or made yet.
+        """Knows the keys, and looks what lies there; nothing is made yet.
 
         Args:
-            folder: of the cache.
+            folder: of all caches.
             dataset: the pictures.
             buckets: bucket of every picture.
             contents: content hash of every picture.
             vae_identity: what tells one VAE from another.
             flips: whether a picture may be flipped.
+            rules: what the variants of a picture differ in; None for one variant, the plain one.
+            progress: told of damaged files.
         """
-        self.dataset = dataset
-        self.buckets = buckets
-        self.entries: list[tuple[int, bool]] = [
-            (number, flipped)
-            for number in range(len(dataset))
-            for flipped in ((False, True) if flips[number] else (False,))
-        ]
-        self.keys = {
-            (number, flipped): latent_key(
-                content=contents[number],
-                vae_identity=vae_identity,
-                bucket=buckets[number],
-                flipped=flipped,
-                crop=dataset.crop(number),
-                focus=dataset.focal_point(number),
-            )
-            for number, flipped in self.entries
-        }
-        self.total_bytes = sum(
-            2 * 4 * 4 * (buckets[n].width // LATENT_FACTOR) * (buckets[n].height // LATENT_FACTOR) + 256
-            for n, _ in self.entries
+        self.dataset, self.buckets, self.contents = dataset, buckets, contents
+        self.vae_identity, self.rules = vae_identity, rules or ViewRules()
+        self.folder, self._progress = Path(folder), progress or SilentProgress()
+        self._flips = np.array(flips, dtype=np.bool_)
+        per_picture = self.rules.variants * (1 + self._flips.astype(np.int64))
+        self._first: NDArray[np.int64] = np.concatenate([[0], np.cumsum(per_picture)]).astype(np.int64)
+        pixels = buckets.column(lambda bucket: bucket.width * bucket.height)
+        row_bytes = 2 * 4 * LATENT_CHANNELS * pixels / LATENT_FACTOR**2 + ROW_BYTES
+        self._row_bytes: NDArray[np.int64] = row_bytes.astype(np.int64)
+        self.total_bytes = int((self._row_bytes * per_picture).sum())
+        self.shards = Shards(
+            self.folder / LATENTS_FOLDER,
+            [bytes.fromhex(self.key(entry))[:KEY_BYTES] for entry in self.entries()],
+            quota_bytes=max(LATENTS_QUOTA_BYTES, 2 * self.total_bytes),
+            status=self._progress.status,
         )
-        self.store = Store(folder, max(LATENTS_QUOTA_BYTES, 2 * self.total_bytes))
-        self._held: dict[tuple[int, bool], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._held_bytes = 0
+        self.shards.look()
+        self._held: dict[int, Pair] = {}
+        self._held_bytes, self._held_on, self._hold_bytes = 0, torch.device("cpu"), IN_MEMORY_BYTES
+        self._refill: Callable[[], int] | None = None
 
-    def missing(self) -> list[tuple[int, bool]]:
-        """Returns the (picture, flipped) whose latents are not in the cache."""
-        return [entry for entry in self.entries if self.store.path(self.keys[entry]) is None]
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields every latent in the order of their numbers."""
+        for picture, flip in enumerate(self._flips.tolist()):
+            for variant in range(self.rules.variants):
+                yield Entry(picture, variant, False)
+                if flip:
+                    yield Entry(picture, variant, True)
+
+    def entry(self, number: int) -> Entry:
+        """Returns which latent has a number."""
+        picture = int(np.searchsorted(self._first, number, side="right")) - 1
+        rest = number - int(self._first[picture])
+        if self._flips[picture]:
+            return Entry(picture, rest // 2, rest % 2 == 1)
+        return Entry(picture, rest, False)
+
+    def number(self, picture: int, variant: int, *, flipped: bool) -> int:
+        """Returns the number of a latent."""
+        step = 2 if self._flips[picture] else 1
+        return int(self._first[picture]) + variant * step + int(flipped)
+
+    def view(self, entry: Entry) -> View:
+        """Returns how the picture of a latent is seen."""
+        return self.rules.view(
+            self.buckets[entry.picture],
+            self.dataset.focal_point(entry.picture),
+            entry.variant,
+            content=self.contents[entry.picture],
+            flipped=entry.flipped,
+        )
+
+    def key(self, entry: Entry) -> str:
+        """Returns the key of a latent."""
+        return latent_key(
+            content=self.contents[entry.picture],
+            vae_identity=self.vae_identity,
+            view=self.view(entry),
+            crop=self.dataset.crop(entry.picture),
+        )
+
+    def missing(self) -> list[Entry]:
+        """Returns the latents that are not in the cache."""
+        return [self.entry(number) for number in self.shards.missing()]
+
+    # --- filling -------------------------------------------------------------------------------------------------
 
     def fill(self, family: Family, load_vae: Callable[[], Any], progress: Progress) -> int:
-        """Encodes what is missing, one picture at a time, and returns how many were encoded.
+        """Encodes what is missing, and returns how many were encoded.
 
         Args:
             family: encodes pictures.
@@ -119,60 +188,195 @@ class LatentCache:
             StorageError: the cache cannot be written.
             TrainingError: the VAE gave values that are not finite.
         """
-        missing = self.missing()
+        self._refill = lambda: self.fill(family, load_vae, progress)
+        self.shards.look()
+        missing = self.shards.missing()
         if not missing:
             return 0
-        ensure_space(self.store.folder, self.total_bytes * len(missing) // len(self.entries))
+        needed = self._row_bytes[np.searchsorted(self._first, missing, side="right") - 1]
+        ensure_space(self.folder / LATENTS_FOLDER, int(needed.sum()))
+        self._take_old(missing, progress)
+        missing = self.shards.missing()
+        if not missing:
+            return 0
         vae = load_vae()
         device = next(vae.parameters()).device
-        for done, (number, flipped) in enumerate(missing):
-            progress.update(done, len(missing), "encoding pictures")
-            mean, std = self._encode(family, vae, number, flipped=flipped, device=device)
-            tensors = {"mean": mean, "std": std}
-            self.store.put(self.keys[number, flipped], partial(write_tensors, tensors=tensors, metadata={}))
-        progress.update(len(missing), len(missing), "encoding pictures")
-        return len(missing)
+        encoder = _Encoder(family, vae, device)
+        total, done = len(missing), 0
+        with self._order(missing) as ordered, self.shards.writing() as put:
+            for batch in self._decoded(ordered, encoder):
+                progress.update(done, total, "encoding pictures")
+                done += len(batch)
+                batch = [(number, pixels) for number, pixels in batch if not self.shards.has(number)]
+                for (number, _), pair in zip(batch, encoder.encode([pixels for _, pixels in batch]), strict=True):
+                    self._check(number, pair)
+                    if put(number, {"mean": pair[0], "std": pair[1]}):
+                        self.shards.look()
+        progress.update(total, total, "encoding pictures")
+        return total
 
-    def _encode(
-        self, family: Family, vae: Any, number: int, *, flipped: bool, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        path, focus = self.dataset.path(number), self.dataset.focal_point(number)
-        pixels = fit_to_bucket(load_row(self.dataset, number), self.buckets[number], focus).pixels
-        if flipped:
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
-        image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).to(device=device, dtype=torch.float32)
-        with torch.no_grad():
-            mean, std = family.encode_image(vae, image / 127.5 - 1.0)
-        mean, std = mean[0].float().cpu().contiguous(), std[0].float().cpu().contiguous()
-        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+    @contextlib.contextmanager
+    def _order(self, missing: list[int]) -> Iterator[list[int]]:
+        """By bucket, so that batches are full; backwards where another process has begun at the front."""
+        pictures = np.searchsorted(self._first, missing, side="right") - 1
+        order = np.lexsort((np.array(missing), self.buckets.index[pictures]))
+        ordered = np.array(missing)[order].tolist()
+        (self.folder / LATENTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder / LATENTS_FOLDER))
+            except StorageError:
+                ordered.reverse()
+            yield ordered
+
+    def _decoded(self, numbers: list[int], encoder: "_Encoder") -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
+        """Yields batches of pixels of one size; every picture is decoded once for all its variants."""
+        groups: list[list[int]] = []
+        for number in numbers:
+            picture = self.entry(number).picture
+            if groups and self.entry(groups[-1][-1]).picture == picture:
+                groups[-1].append(number)
+            else:
+                groups.append([number])
+        batch: list[tuple[int, NDArray[np.uint8]]] = []
+        for found in done_ahead(self._pixels, groups):
+            for number, pixels in found:
+                if batch and (batch[0][1].shape != pixels.shape or len(batch) >= encoder.at_once(pixels.shape)):
+                    yield batch
+                    batch = []
+                batch.append((number, pixels))
+        if batch:
+            yield batch
+
+    def _pixels(self, numbers: list[int]) -> list[tuple[int, NDArray[np.uint8]]]:
+        if all(self.shards.has(number) for number in numbers):  # another process was quicker
+            return []
+        image = load_row(self.dataset, self.entry(numbers[0]).picture)
+        return [(number, self.view(self.entry(number)).pixels(image)) for number in numbers]
+
+    def _check(self, number: int, pair: Pair) -> None:
+        if not bool(torch.isfinite(pair[0]).all() and torch.isfinite(pair[1]).all()):
             raise TrainingError(
-                f"The VAE turned the picture {path.name} into values that are not finite: the VAE of this base model "
-                "is damaged, or made for another architecture."
+                f"The VAE turned the picture {self.dataset.path(self.entry(number).picture).name} into values that are "
+                "not finite: the VAE of this base model is damaged, or made for another architecture."
             )
-        return mean, std
 
-    def get(self, number: int, *, flipped: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns mean and standard deviation [c, h, w] of a picture's latents, fp32 on the CPU.
+    def _take_old(self, missing: Sequence[int], progress: Progress) -> None:
+        """Moves what earlier versions left, one file per picture, into shards; what does not fit is passed over."""
+        if not (self.folder / OLD_FOLDER).is_dir():
+            return
+        old = Store(self.folder / OLD_FOLDER, LATENTS_QUOTA_BYTES)
+        moved: list[str] = []
+        with self.shards.writing() as put:
+            for done, number in enumerate(missing):
+                entry = self.entry(number)
+                key = f"{self.key(entry)}.safetensors"
+                path = old.path(key) if entry.variant == 0 else None
+                if path is None:
+                    continue
+                progress.update(done, len(missing), "moving old latents")
+                moved.append(key)
+                with contextlib.suppress(AtelierError):  # a damaged one is made again
+                    tensors = read_tensors(path)
+                    if self._fits(entry, tensors):
+                        put(number, tensors)
+        for key in moved:
+            old.remove(key)
+
+    def _fits(self, entry: Entry, tensors: dict[str, torch.Tensor]) -> bool:
+        width, height = self.buckets[entry.picture].size
+        shape = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
+        return tensors.keys() == {"mean", "std"} and all(
+            tuple(tensor.shape) == shape and tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all())
+            for tensor in tensors.values()
+        )
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def hold_on(self, device: torch.device) -> None:
+        """Chooses where latents are kept once they were read: on the device if all fit easily, else in memory."""
+        if device.type == "cuda" and self.total_bytes <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self._held_on, self._hold_bytes = device, self.total_bytes
+            self._held.clear()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether every latent is kept where it is needed, so that nothing need be read ahead."""
+        return len(self._held) == len(self)
+
+    def free(self) -> None:
+        """Lets go of what is held in memory."""
+        self._held.clear()
+        self._held_bytes = 0
+
+    def get(self, picture: int, variant: int = 0, *, flipped: bool) -> Pair:
+        """Returns mean and standard deviation [c, h, w] of a picture's latents, fp32.
+
+        A damaged file of the cache is told, and what it held is encoded again.
 
         Raises:
-            StorageError: the entry was removed or damaged since it was made.
+            StorageError: the cache cannot be read, nor made again.
         """
-        entry = (number, flipped)
-        if entry in self._held:
-            return self._held[entry]
-        path = self.store.path(self.keys[entry])
-        if path is None:
-            raise StorageError("A latent of the cache was deleted while the run needed it; start the run again.")
-        try:
-            tensors = read_tensors(path)
-        except (AtelierError, OSError) as cause:
-            self.store.remove(self.keys[entry])
-            raise StorageError(f"A latent of the cache is damaged ({cause}); start the run again.") from cause
-        if tensors.keys() != {"mean", "std"}:
-            raise FormatError(f"The cache file {path.name} holds no latents; delete the cache folder.")
-        pair = (tensors["mean"], tensors["std"])
+        number = self.number(picture, variant, flipped=flipped)
+        held = self._held.get(number)
+        if held is not None:
+            return held
+        pair = self._read(number)
+        if self._held_on.type == "cuda":
+            pair = (pair[0].to(self._held_on), pair[1].to(self._held_on))
         size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in pair)
-        if self._held_bytes + size_bytes <= IN_MEMORY_BYTES:
-            self._held[entry] = pair
+        if self._held_bytes + size_bytes <= self._hold_bytes:
+            self._held[number] = pair
             self._held_bytes += size_bytes
         return pair
+
+    def _read(self, number: int) -> Pair:
+        try:
+            row = self.shards.read(number)
+        except DamagedShard as damage:
+            if self._refill is None:
+                raise StorageError(f"{damage}; start the run again") from damage
+            self._refill()
+            try:
+                row = self.shards.read(number)
+            except DamagedShard as again:
+                raise StorageError(f"{again}, twice over: the disk of the cache folder may be failing") from again
+        return row["mean"], row["std"]
+
+
+class _Encoder:
+    """The VAE, and how many pictures it takes at once.
+
+    On a CPU pictures are encoded one by one: it is as quick, and the same to the bit whatever else is missing.
+    """
+
+    def __init__(self, family: Family, vae: Any, device: torch.device) -> None:
+        self.family, self.vae, self.device = family, vae, device
+        self._most = 1 if device.type == "cpu" else AT_ONCE
+
+    def at_once(self, shape: tuple[int, ...]) -> int:
+        if self.device.type != "cuda":
+            return self._most
+        free_bytes = torch.cuda.mem_get_info(self.device)[0]
+        return max(1, min(self._most, int(MEMORY_SHARE * free_bytes / (BYTES_PER_PIXEL * shape[0] * shape[1]))))
+
+    def encode(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Pair]:
+        """Returns mean and standard deviation of pictures of one size, fp32 on the CPU."""
+        if not pictures:
+            return []
+        try:
+            return self._encoded(pictures)
+        except OutOfMemory:
+            if len(pictures) == 1:
+                raise
+        # Outside of the handler, which keeps the memory of the attempt alive.
+        self._most = half = len(pictures) // 2
+        return self.encode(pictures[:half]) + self.encode(pictures[half:])
+
+    def _encoded(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Pair]:
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        images = pixels.to(device=self.device, dtype=torch.float32)
+        with torch.no_grad():
+            means, stds = self.family.encode_image(self.vae, images / 127.5 - 1.0)
+        means, stds = means.float().cpu(), stds.float().cpu()
+        return [(mean.clone(), std.clone()) for mean, std in zip(means, stds, strict=True)]

@@ -169,12 +169,13 @@ def train_held(
 
         # latents
         latents = LatentCache(
-            places.cache_dir / "latents",
+            places.cache_dir,
             job.dataset,
             buckets=checked.buckets,
             contents=contents,
             vae_identity=f"{family.name} {vae_hash(job.base, base_sha256, progress)}",
             flips=[job.dataset.subset_of(number).flip for number in range(len(job.dataset))],
+            progress=progress,
         )
         latents.fill(
             family,
