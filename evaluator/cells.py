@@ -95,7 +95,7 @@ ADD_LORAS = "add_loras"
 LORA_STRENGTH = "lora_strength"
 """Change: strength of the LoRAs that axes added, or of the base cell's where no axis adds one."""
 LORA_BLOCK_WEIGHTS = "lora_block_weights"
-"""Change: block weights of the same LoRAs."""
+"""Change: block weights of the same LoRAs; where the own block weights of one say XYZ or ZYX, only of those."""
 PROMPT_REPLACE = "prompt_replace"
 """Change: ``((search, replacement), ...)`` in prompt and negative prompt."""
 SEED_SHIFT = "seed_shift"
@@ -152,14 +152,25 @@ def changed(cell: Cell, changes: Mapping[str, Any]) -> Cell:
         )
     base = cell.loras
     if settings and ADD_LORAS in changes:
-        added = tuple(_with(lora, settings) for lora in added)
+        added = _all_with(added, settings)
     elif settings:
-        base = tuple(_with(lora, settings) for lora in base)
+        base = _all_with(base, settings)
     return dataclasses.replace(result, loras=(*base, *added))
 
 
-def _with(lora: LoraHandle, settings: Mapping[str, Any]) -> LoraHandle:
-    return dataclasses.replace(lora, **settings)
+_CELL_WORD = re.compile(r"\b(XYZ|ZYX)\b(?!\s*=)")
+"""In a LoRA's block weights: this cell's vector, and one minus it (the words of the web UI's extension)."""
+
+
+def _all_with(loras: tuple[LoraHandle, ...], settings: Mapping[str, Any]) -> tuple[LoraHandle, ...]:
+    weights = settings.get("block_weights")
+    if weights is None or not any(_CELL_WORD.search(lora.block_weights) for lora in loras):
+        return tuple(dataclasses.replace(lora, **settings) for lora in loras)
+
+    def in_cell(lora: LoraHandle) -> str:
+        return _CELL_WORD.sub(lambda found: f"{found[1]}={weights}", lora.block_weights)
+
+    return tuple(dataclasses.replace(lora, **{**settings, "block_weights": in_cell(lora)}) for lora in loras)
 
 
 def _replaced(cell: Cell, pairs: Sequence[tuple[str, str]]) -> Cell:

@@ -319,6 +319,14 @@ class LdmFamily(ABC):
         sizes = self.sizes(header)
         return {spec.part: int(sizes[spec.part][name]) for spec in self.text_encoders}
 
+    def ldm_name(self, stem: str) -> str:
+        """The LDM path of a UNet stem, the transformers path of a text encoder's, with underscores for dots."""
+        place = self.place_of_stem(stem)
+        if place is None:
+            return stem.replace(".", "_")
+        ldm = _names.unet_to_ldm(place.path, unet_table(self.published["unet"])) if place.part == "unet" else None
+        return (ldm or place.path).replace(".", "_")
+
     def accepted_stems(self, source: Components | Header | Path) -> set[str]:
         """The stems that ComfyUI's LoRA loader matches on this base; `source` is its header, path or loaded parts."""
         if isinstance(source, Components):

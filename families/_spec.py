@@ -318,6 +318,10 @@ class Family(Protocol):
         """Every module with a weight of UNet and text encoders in a checkpoint."""
         ...
 
+    def ldm_name(self, stem: str) -> str:
+        """The LDM path of a UNet stem, the transformers path of a text encoder's, with underscores for dots."""
+        ...
+
     def accepted_stems(self, source: Components | Header | Path) -> set[str]:
         """Every stem that ComfyUI's LoRA loader matches on this base."""
         ...

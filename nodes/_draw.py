@@ -8,7 +8,9 @@ from PIL import Image
 
 from ..core.tensors import read_tensors
 from ..evaluator.cells import Cell
-from ..merger.lora.handle import Lora, stem_strengths
+from ..merger.lora.blocks import ResolvedWeights
+from ..merger.lora.elements import load_elements
+from ..merger.lora.handle import Lora, explain_strengths
 from ..merger.lora.presets import load_presets
 from ._images import first_frame
 from .host import get_host
@@ -27,13 +29,14 @@ class CellDrawer:
     def __init__(self, model: Any, clip: Any, vae: Any) -> None:
         self._host = get_host()
         self._presets = load_presets(self._host.user_dir())
+        self._elements = load_elements(self._host.user_dir())
         self._plain = (model, clip)
         self._vae = vae
         self._loras: tuple[Lora, ...] | None = None
         self._patched = self._plain
         self._texts: dict[str, Any] = {}
         self._files: dict[str, Any] = {}
-        self._strengths: dict[Lora, dict[str, float]] = {}
+        self._weights: dict[Lora, ResolvedWeights] = {}
 
     def __call__(self, cell: Cell) -> Image.Image:
         """Draw one cell as the core nodes would: LoraLoader, CLIPTextEncode, KSampler, VAEDecode."""
@@ -56,11 +59,12 @@ class CellDrawer:
     def check(self, cell: Cell) -> None:
         """Refuse block weights that do not fit a LoRA's file, before the first cell is drawn."""
         for lora in cell.loras:
-            self._factors(lora)
+            self._weights_of(lora)
 
     def identity(self) -> str:
-        """What a cell depends on that is neither in the cell nor in the model: the owner's block presets."""
-        return "" if self._presets == load_presets() else repr(self._presets)
+        """What a cell depends on that is neither in the cell nor in the model: the owner's presets and sets."""
+        presets = "" if self._presets == load_presets() else repr(self._presets)
+        return presets if self._elements == load_elements() else f"{presets} {self._elements!r}"
 
     def _with_loras(self, loras: tuple[Lora, ...]) -> tuple[Any, Any]:
         if loras != self._loras:
@@ -72,16 +76,16 @@ class CellDrawer:
                     self._tensors(lora),
                     strength_model=lora.strength_model,
                     strength_clip=lora.strength_clip,
-                    stem_strengths=self._factors(lora),
+                    stem_strengths=self._weights_of(lora).factors,
                 )
             self._loras, self._patched, self._texts = loras, (model, clip), {}
         return self._patched
 
-    def _factors(self, lora: Lora) -> dict[str, float]:
-        """Factor of every module, worked out once per distinct LoRA: each time costs a look into its file."""
-        if lora not in self._strengths:
-            self._strengths[lora] = stem_strengths(lora, presets=self._presets)[0]
-        return self._strengths[lora]
+    def _weights_of(self, lora: Lora) -> ResolvedWeights:
+        """The block weights, worked out once per distinct LoRA: each time costs a look into its file."""
+        if lora not in self._weights:
+            self._weights[lora] = explain_strengths(lora, presets=self._presets, elements=self._elements)
+        return self._weights[lora]
 
     def _encoded(self, text: str) -> Any:
         if text not in self._texts:

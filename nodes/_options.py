@@ -123,6 +123,7 @@ def _axis_node(name: str, axis: Any) -> type:
 def axis_context(inputs: dict[str, Any]) -> Any:
     """What the host gives to an axis: names of LoRAs, samplers and presets, and how a LoRA or a run is opened."""
     from ..evaluator.axes._spec import AxisContext
+    from ..merger.lora.forms import vector_blocks
     from ..merger.lora.handle import open_lora
     from ..merger.lora.presets import load_presets
 
@@ -136,6 +137,7 @@ def axis_context(inputs: dict[str, Any]) -> Any:
         sampler_names=host.samplers(),
         scheduler_names=host.schedulers(),
         preset_names=lambda: list(load_presets(host.user_dir())),
+        vector_blocks=vector_blocks,
     )
 
 

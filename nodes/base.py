@@ -8,10 +8,10 @@ from typing import Any
 from ..core.errors import AtelierError, InputError, UnknownNameError
 from ..families._base import BY_FILE, SWITCHES, Base, MergedLora, open_base
 from ..families._spec import PREDICTIONS
-from ..merger.lora.handle import Lora, stem_strengths
+from ..merger.lora.handle import Lora
 from ._changes import named_file_state
 from .host import OWN_VAE, PICO_NAME, PICO_XL_NAME, get_host
-from .lora import presets
+from .lora import explained
 from .widgets import ROOT_CATEGORY, combo, socket
 
 DTYPES = ["fp32", "fp16", "bf16"]
@@ -155,8 +155,13 @@ class BaseWithLora:
                 f"{lora.name} is a LoRA for {lora.family} and {base.name} is {base.family}: merge in a LoRA that was "
                 "trained for this kind of base."
             )
-        strengths, _ = stem_strengths(lora, presets=presets())
-        other = sorted((stem, factor) for stem, factor in strengths.items() if factor != 1.0)
+        weights = explained(lora)
+        if weights.scheduled:
+            raise InputError(
+                f"The block weights of {lora.name} say at which sampler steps it is on, but what is merged into a base "
+                "is always on: take start, stop and step out of them."
+            )
+        other = sorted((stem, factor) for stem, factor in weights.factors.items() if factor != 1.0)
         merged = MergedLora(
             path=lora.path,
             name=lora.name,

@@ -6,16 +6,21 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.errors import InputError
 from ..core.tensors import read_tensors
-from ..merger.lora.handle import Lora, open_lora, stem_strengths
+from ..merger.lora.blocks import ResolvedWeights
+from ..merger.lora.dialects import parse_weights
+from ..merger.lora.elements import USER_ELEMENTS_NAME, load_elements
+from ..merger.lora.handle import Lora, explain_strengths, open_lora
 from ..merger.lora.presets import USER_PRESETS_NAME, Presets, load_presets
 from ._changes import file_state, named_file_state
 from .host import get_host
 from .widgets import ROOT_CATEGORY, combo, number, socket, text
 
 BLOCKS_TOOLTIP = (
-    "How strong each block of the model is: a preset name such as {names} ..., or 17 or 26 numbers separated by "
-    "commas. Empty or ALL is the same as an ordinary LoRA loader."
+    "How strong each block of the model is: a preset name such as {names} ..., or 17 or 26 numbers (SDXL: 12 or 20) "
+    "separated by commas, blocks by name on top (NIN MID=0.5), lbwe= rules and step=5-10 behind ':'. Empty or ALL is "
+    "the same as an ordinary LoRA loader."
 )
 
 
@@ -25,8 +30,14 @@ def presets() -> Presets:
 
 
 def presets_state() -> str:
-    """Changes when the owner's presets do."""
-    return file_state(get_host().user_dir() / USER_PRESETS_NAME)
+    """Changes when the owner's presets or elemental sets do."""
+    folder = get_host().user_dir()
+    return f"{file_state(folder / USER_PRESETS_NAME)} {file_state(folder / USER_ELEMENTS_NAME)}"
+
+
+def explained(lora: Lora) -> ResolvedWeights:
+    """The block weights of a LoRA's file, with the owner's presets and elemental sets."""
+    return explain_strengths(lora, presets=presets(), elements=load_elements(get_host().user_dir()))
 
 
 def block_weights_field() -> tuple[str, dict[str, Any]]:
@@ -47,9 +58,12 @@ class OpenLora:
     CATEGORY = f"{ROOT_CATEGORY}/LoRA"
     DESCRIPTION = "Chooses a LoRA file with its strengths and block weights; 'Apply LoRA' and grids use it."
     SEARCH_ALIASES = ["load lora", "lora loader", "block weight", "lbw"]
-    RETURN_TYPES = ("ATELIER_LORA",)
-    RETURN_NAMES = ("lora",)
-    OUTPUT_TOOLTIPS = ("The LoRA as a handle: which file, how strong, which block weights.",)
+    RETURN_TYPES = ("ATELIER_LORA", "STRING")
+    RETURN_NAMES = ("lora", "report")
+    OUTPUT_TOOLTIPS = (
+        "The LoRA as a handle: which file, how strong, which block weights.",
+        "How the block weights were read for this file.",
+    )
     FUNCTION = "open"
 
     @classmethod
@@ -69,7 +83,7 @@ class OpenLora:
         """A file written anew is seen, and so are the owner's presets."""
         return f"{named_file_state(get_host().lora_path, lora_name)} {presets_state()}"
 
-    def open(self, lora_name: str, strength_model: float, strength_clip: float, block_weights: str) -> tuple[Lora]:
+    def open(self, lora_name: str, strength_model: float, strength_clip: float, block_weights: str) -> tuple[Lora, str]:
         """Make the handle."""
         lora = open_lora(
             get_host().lora_path(lora_name),
@@ -79,22 +93,25 @@ class OpenLora:
             block_weights=block_weights,
         )
         # Block weights that do not fit the file are refused here, before anything is loaded.
-        stem_strengths(lora, presets=presets())
-        return (lora,)
+        if cell := parse_weights(lora.block_weights).cell:
+            return lora, f"{cell}: the block weights come from a grid's block weight axis."
+        return lora, "\n".join(explained(lora).report)
 
 
 def apply_loras(model: Any, clip: Any, loras: Sequence[Lora]) -> tuple[Any, Any]:
     """Patched copies of model and clip, the LoRAs put on in order."""
     host = get_host()
     for lora in loras:
-        strengths, _ = stem_strengths(lora, presets=presets())
+        weights = explained(lora)
+        if weights.scheduled:
+            raise InputError(f"The block weights of {lora.name} name sampler steps, which cannot be done yet.")
         model, clip = host.apply_lora(
             model,
             clip,
             read_tensors(lora.path),
             strength_model=lora.strength_model,
             strength_clip=lora.strength_clip,
-            stem_strengths=strengths,
+            stem_strengths=weights.factors,
         )
     return model, clip
 
@@ -120,13 +137,14 @@ class ApplyLora:
         "exactly that of the core LoRA loader. The strengths here multiply those of the handle."
     )
     SEARCH_ALIASES = ["lora loader", "lora block weight", "lbw", "inspire"]
-    RETURN_TYPES = ("MODEL", "CLIP", "ATELIER_LORA", "LORA_STACK")
-    RETURN_NAMES = ("model", "clip", "lora", "lora_stack")
+    RETURN_TYPES = ("MODEL", "CLIP", "ATELIER_LORA", "LORA_STACK", "STRING")
+    RETURN_NAMES = ("model", "clip", "lora", "lora_stack", "report")
     OUTPUT_TOOLTIPS = (
         "The model with the LoRA applied.",
         "The text encoder with the LoRA applied.",
         "The LoRA with the strengths and block weights it was applied with.",
         "The stack that came in, with this LoRA at its end, for nodes that take a LORA_STACK (without block weights).",
+        "How the block weights were read for this file.",
     )
     FUNCTION = "apply"
 
@@ -161,7 +179,7 @@ class ApplyLora:
         strength_clip: float,
         block_weights: str,
         lora_stack: Sequence[Sequence[Any]] | None = None,
-    ) -> tuple[Any, Any, Lora, list[tuple[str, float, float]]]:
+    ) -> tuple[Any, Any, Lora, list[tuple[str, float, float]], str]:
         """Apply the stack, then the LoRA."""
         stack = [tuple(row) for row in lora_stack or ()]
         applied = dataclasses.replace(
@@ -172,7 +190,7 @@ class ApplyLora:
         )
         model, clip = apply_loras(model, clip, [*loras_of_stack(stack), applied])
         row = (applied.name, applied.strength_model, applied.strength_clip)
-        return model, clip, applied, [*stack, row]
+        return model, clip, applied, [*stack, row], "\n".join(explained(applied).report)
 
 
 NODES = (OpenLora, ApplyLora)

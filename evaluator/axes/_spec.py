@@ -79,6 +79,7 @@ class AxisContext:
         sampler_names: Samplers that can be used; empty means unchecked.
         scheduler_names: Schedulers that can be used; empty means unchecked.
         preset_names: Lists the block weight presets; empty means unchecked.
+        vector_blocks: Names the blocks of a block-weight vector of 12, 17, 20 or 26 numbers.
     """
 
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class AxisContext:
     sampler_names: Sequence[str] = ()
     scheduler_names: Sequence[str] = ()
     preset_names: Callable[[], Sequence[str]] = _none
+    vector_blocks: Callable[[int], Sequence[str]] = _none
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from ...core.errors import FormatError, InputError
 from ...core.files import known_sha256
 from ...core.tensors import Header, read_header
-from .blocks import IDENTITY_NAMES, block_strengths, explain_weights, family_blocks
+from .blocks import ResolvedWeights, explain_weights
+from .elements import ElementSets
 from .presets import Presets
 
 MAX_STRENGTH = 100.0
@@ -41,7 +42,7 @@ class Lora:
         family: Model family it was trained for.
         strength_model: Factor of the UNet's deltas.
         strength_clip: Factor of the text encoder's deltas.
-        block_weights: Preset name or numbers; empty means ALL.
+        block_weights: Preset name, numbers or items such as ``lbw=NIN:step=5-10``; empty means ALL.
         trigger: Words that call the concept, as its author gave them; may be empty.
     """
 
@@ -166,10 +167,10 @@ def _other_model(stems: list[str]) -> str:
     return ""
 
 
-def stem_strengths(
-    lora: Lora, *, presets: Presets | None = None, block_of_stem: Callable[[str], str] | None = None
-) -> tuple[Mapping[str, float], tuple[str, ...]]:
-    """Return the block-weight factor of every module of a LoRA's file, and the account of how they were read.
+def explain_strengths(
+    lora: Lora, *, presets: Presets | None = None, elements: ElementSets | None = None
+) -> ResolvedWeights:
+    """Return the block weights of a LoRA's file, with the factor of every module and an account of how they were read.
 
     ALL is 1 for every stem, also for one that belongs to no known block.
 
@@ -177,11 +178,14 @@ def stem_strengths(
         InputError: As `explain_weights`.
         FormatError: A stem belongs to no block of the family and the weights are not ALL.
     """
-    stems = lora_stems(lora.path)
-    if lora.block_weights in IDENTITY_NAMES:
-        return dict.fromkeys(stems, 1.0), ("ALL: every block at 1.",)
-    name_of = block_of_stem or family_blocks(lora.family)
-    resolved = explain_weights(
-        lora.block_weights, family=lora.family, stems=stems, presets=presets, block_of_stem=name_of
+    return explain_weights(
+        lora.block_weights, family=lora.family, stems=lora_stems(lora.path), presets=presets, elements=elements
     )
-    return block_strengths(stems, resolved.weights, name_of), resolved.report
+
+
+def stem_strengths(
+    lora: Lora, *, presets: Presets | None = None, elements: ElementSets | None = None
+) -> tuple[Mapping[str, float], tuple[str, ...]]:
+    """Return the factor of every module and the report; see `explain_strengths`."""
+    resolved = explain_strengths(lora, presets=presets, elements=elements)
+    return resolved.factors, resolved.report

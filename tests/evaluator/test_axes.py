@@ -1,5 +1,6 @@
 """Contract over all axes, and what each one is for."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -145,6 +146,38 @@ def test_block_names_are_checked_where_the_presets_are_known():
         assert axis.build(axis.params(presets=text), known).values
     with pytest.raises(UnknownNameError, match="NIN"):
         axis.build(axis.params(presets="ALL\nNINN"), known)
+
+
+def test_blocks_by_name_are_switched_off_on_top_of_all():
+    axis = AXES["blocks"]
+    known = AxisContext(
+        inputs={"lora": stub_lora("a")},
+        preset_names=lambda: ("ALL", "NIN"),
+        vector_blocks=lambda length: ("TE", "IN01", "MID") if length == 17 else (),
+    )
+
+    def columns(text):
+        values = axis.build(axis.params(presets=text), known).values
+        return {value.label: value.changes["lora_block_weights"] for value in values}
+
+    assert columns("17ALL") == {"TE=0": "ALL TE=0", "IN01=0": "ALL IN01=0", "MID=0": "ALL MID=0"}
+    assert columns("17ALL=0.5\nNIN")["MID=0.5"] == "ALL MID=0.5"
+    assert columns("IN05-OUT05 TE\nNOT MID") == {
+        "IN05-OUT05 TE=0": "ALL IN05-OUT05=0 TE=0",
+        "NOT MID=0": "ALL NOT MID=0",
+    }
+    assert columns("NIN MID=0.5\nlbw=NIN:step=2-4") == {
+        "NIN MID=0.5": "NIN MID=0.5",
+        "lbw=NIN:step=2-4": "lbw=NIN:step=2-4",
+    }
+
+
+def test_two_loras_share_the_blocks_between_them():
+    loras = tuple(stub_lora(name, block_weights=words) for name, words in (("a", "XYZ"), ("b", "ZYX"), ("c", "")))
+    cell = changed(dataclasses.replace(BASE, loras=loras), {"lora_block_weights": "NIN"})
+    assert [lora.block_weights for lora in cell.loras] == ["XYZ=NIN", "ZYX=NIN", ""]
+    same = changed(dataclasses.replace(BASE, loras=loras[2:]), {"lora_block_weights": "NIN"})
+    assert same.loras[0].block_weights == "NIN"
 
 
 def test_search_and_replace():

@@ -7,12 +7,13 @@ import pytest
 
 from lora_atelier.core.errors import FormatError, InputError, UnknownNameError
 from lora_atelier.families.sd15 import FAMILY
-from lora_atelier.merger.lora.blocks import FORMS, block_strengths, explain_weights, resolve_weights
+from lora_atelier.merger.lora.blocks import explain_weights, resolve_weights
+from lora_atelier.merger.lora.forms import FORMS, KNOWN_LENGTHS
 from lora_atelier.merger.lora.handle import stem_of_key
 from lora_atelier.merger.lora.presets import USER_PRESETS_NAME, load_presets, parse_presets
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-SHORT, LONG = FORMS["sd15"]
+SHORT, LONG = FORMS["sd15"][:2]
 
 
 def stems_of(fixture: str) -> tuple[str, ...]:
@@ -28,6 +29,10 @@ def weights(text, stems=LORA, **kwargs):
     return resolve_weights(text, family="sd15", stems=stems, **kwargs)
 
 
+def factors(text, stems=LORA, family="sd15", **kwargs):
+    return explain_weights(text, family=family, stems=stems, **kwargs).factors
+
+
 def test_fixture_keys_have_stems():
     assert len(LORA) == 264
     assert len(LOCON) == 350
@@ -41,8 +46,9 @@ def test_short_form_is_exactly_the_blocks_of_an_attention_only_file():
 @pytest.mark.parametrize("text", ["ALL", "", "LC-ALL", "lbw=ALL", ",".join("1" * 26)])
 @pytest.mark.parametrize("stems", [LORA, LOCON])
 def test_all_is_exactly_one_for_every_stem(text, stems):
-    resolved = weights(text, stems)
-    assert set(block_strengths(stems, resolved, FAMILY.block_of_stem).values()) == {1.0}
+    found = factors(text, stems)
+    assert list(found) == list(stems)
+    assert set(found.values()) == {1.0}
 
 
 def test_nin_is_resolved_by_the_kind_of_file():
@@ -74,15 +80,14 @@ def test_short_vector_on_a_locon_file_reports_the_blocks_it_zeroes():
 def test_blocks_missing_in_the_file_do_not_shift_the_others():
     row = [round(0.1 * index, 1) for index in range(17)]
     few = [stem for stem in LORA if FAMILY.block_of_stem(stem) in ("IN05", "OUT07")]
-    found = weights(",".join(map(str, row)), few)
-    strengths = block_strengths(few, found, FAMILY.block_of_stem)
+    strengths = factors(",".join(map(str, row)), few)
     assert {FAMILY.block_of_stem(stem): value for stem, value in strengths.items()} == {
         "IN05": row[SHORT.blocks.index("IN05")],
         "OUT07": row[SHORT.blocks.index("OUT07")],
     }
 
 
-@pytest.mark.parametrize("length", [2, 16, 18, 12, 25, 27, 61])
+@pytest.mark.parametrize("length", [1, 2, 16, 18, 12, 20, 24, 28, 61, 110])
 def test_wrong_length_names_the_right_ones(length):
     with pytest.raises(InputError, match=rf"{length} numbers; a LoRA of family sd15 takes 17 .*or 26 "):
         weights(",".join("1" * length))
@@ -99,9 +104,16 @@ def test_preset_of_another_architecture_is_refused():
 
 
 def test_defective_preset_of_a_person_is_refused_at_use_with_its_place():
-    presets = parse_presets("OLD:" + ",".join("1" * 25), origin="my.txt")
-    with pytest.raises(InputError, match=r"OLD has 25 \(my.txt line 1\) numbers"):
+    presets = parse_presets("OLD:" + ",".join("1" * 24), origin="my.txt")
+    with pytest.raises(InputError, match=r"OLD has 24 \(my.txt line 1\) numbers"):
         weights("OLD", presets=presets)
+
+
+def test_the_vector_that_is_shared_with_a_number_missing_is_refused():
+    shared = "1,1,1,1,1,1,1,1,1,0.2,0.2,0.5,1,1,0,0,0,0.2,0,0,0.8,1,1,1,1"
+    for text in (shared, "LYCOBODY0.5"):
+        with pytest.raises(InputError, match="25 numbers where 26"):
+            weights(text, LOCON, presets=parse_presets(f"LYCOBODY0.5:{shared}", origin="my.txt"))
 
 
 def test_unknown_name_lists_the_nearest():
@@ -131,15 +143,14 @@ def test_letters_need_values_and_random_ones_repeat():
     assert weights("ROUT seed=1") != weights("ROUT seed=2")
     drawn = weights("ROUT seed=1")
     assert all(0.0 <= drawn[f"OUT{i:02d}"] <= 1.0 for i in range(3, 12))
-    with pytest.raises(InputError, match="'Z='"):
+    with pytest.raises(InputError, match="'Z'"):
         weights("ROUT Z=1")
 
 
 def test_every_shipped_preset_fits_a_form_and_is_finite():
-    lengths = {form.length for forms in FORMS.values() for form in forms}
     presets = load_presets()
     for preset in presets.values():
-        assert set(preset.vectors) <= lengths, preset.name
+        assert set(preset.vectors) <= KNOWN_LENGTHS, preset.name
     for name in [
         "NONE",
         "ALL",
@@ -229,7 +240,7 @@ def test_bad_line_in_own_presets_is_named(tmp_path):
 def test_sdxl_rows_are_ready_for_its_names():
     presets = load_presets()
     assert {12, 20} <= set(presets["ALL"].vectors)
-    found = resolve_weights("OUTD", family="sdxl", stems=["a"], presets=presets, block_of_stem=lambda stem: "OUT01")
+    found = resolve_weights("OUTD", family="sdxl", stems=["a"], presets=presets, places=lambda stem: ("OUT01",))
     assert (found["OUT00"], found["OUT01"], found["OUT02"], found["OUT03"]) == (1.0, 1.0, 1.0, 0.0)
 
 

@@ -41,18 +41,19 @@ def apply(lora: Any, **changes: Any) -> Any:
 
 
 def test_strengths_multiply_and_weights_replace(host: FakeHost) -> None:
-    model, clip, applied, stack = apply(open_lora(weights="NIN"), strength_model=0.5, block_weights="ALL")
+    model, clip, applied, stack, report = apply(open_lora(weights="NIN"), strength_model=0.5, block_weights="ALL")
     assert (model, clip) == ("model+0.25*[1.0]", "clip+1.0*[1.0]")
     assert (applied.strength_model, applied.block_weights) == (0.25, "ALL")
     assert stack == [("one.safetensors", 0.25, 1.0)]
-    model, _, applied, _ = apply(open_lora(weights="NIN"))
+    assert report == "ALL: every block at 1."
+    model, _, applied, *_ = apply(open_lora(weights="NIN"))
     assert model == "model+0.5*[0.0, 1.0]"
     assert applied.block_weights == "NIN"
 
 
 def test_a_stack_is_applied_first_and_handed_on(host: FakeHost) -> None:
     stack = [("two.safetensors", 0.3, 0.4), ("None", 1.0, 1.0)]
-    model, _, _, handed_on = apply(open_lora(), lora_stack=stack)
+    model, _, _, handed_on, _ = apply(open_lora(), lora_stack=stack)
     assert model == "model+0.3*[1.0]+0.5*[1.0]"
     assert handed_on == [*stack, ("one.safetensors", 0.5, 1.0)]
     assert len(stack) == 2
