@@ -299,6 +299,10 @@ class LdmFamily(ABC):
         table = unet_table(self.published["unet"])
         return _places.stem_of_place(place, naming, self.text_encoders, table, ldm_stems=self.ldm_stems)
 
+    def kernel_of(self, place: Place) -> tuple[int, ...]:
+        """(3, 3) or (1, 1) for a convolution of the UNet, else nothing."""
+        return _places.kernel_of(place, linear_projections=bool(self.published["unet"].get("use_linear_projection")))
+
     def place_in_file(self, place: Place, header: Header, parameter: str = "weight") -> FilePart | None:
         """The key, and the rows of a fused tensor, of a module's weight or bias in a checkpoint."""
         widths = {} if place.part == "unet" else self._text_sizes(header, "hidden_size")

@@ -114,6 +114,25 @@ def stem_of_place(
     return f"{spec.stem}_{place.path.replace('.', '_')}"
 
 
+_SPATIAL = ("conv", "conv1", "conv2", "conv_in", "conv_out")
+
+
+def kernel_of(place: Place, *, linear_projections: bool) -> tuple[int, ...]:
+    """The kernel of a layer by its name; empty for one that is no convolution.
+
+    Args:
+        place: of the family.
+        linear_projections: whether the projections around transformers are linear layers.
+    """
+    last = place.path.rpartition(".")[2]
+    if place.part != UNET:
+        return ()
+    if last in _SPATIAL:
+        return (3, 3)
+    is_projection = last in ("proj_in", "proj_out") and not linear_projections
+    return (1, 1) if last == "conv_shortcut" or is_projection else ()
+
+
 def place_in_file(
     place: Place,
     parameter: str,

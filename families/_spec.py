@@ -310,6 +310,10 @@ class Family(Protocol):
         """What a LoRA file of one of `NAMINGS` calls a module."""
         ...
 
+    def kernel_of(self, place: Place) -> tuple[int, ...]:
+        """Kernel of a convolution, (3, 3) or (1, 1); empty for every other layer."""
+        ...
+
     def place_in_file(self, place: Place, header: Header, parameter: str = "weight") -> FilePart | None:
         """Where a checkpoint keeps a module's weight or bias (the whole key); None where it has none."""
         ...

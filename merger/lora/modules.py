@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...core.errors import FormatError
-from ...core.tensors import Header, TensorFile
+from ...core.stream import TensorReader
+from ...core.tensors import Header
 from ...families._spec import KOHYA, Family, Place, get_family
 from ...networks._apply import ALPHA, split_names
 from ...networks._dora import DORA
@@ -24,9 +25,8 @@ from .handle import Lora, lora_family
 EMBEDDINGS = "bundle_emb."
 """Beginning of the keys of embeddings that travel in a LoRA file; they are no modules and are carried along."""
 
+_BIASES = ("diff_b", "b_norm")
 _RankOf = Callable[[Mapping[str, Tensor]], int | None]
-_SPATIAL = ("conv", "conv1", "conv2", "conv_in", "conv_out")
-"""Last names of the layers that are 3x3 convolutions in every U-Net of these families."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class LoraModule:
         dtypes: of the parts, in the file's words (`F16`).
         rank: of the factors; None for algorithms without one.
         alpha: as the file says it; None where it says none, which every loader reads as a scale of 1.
+        kernel: of the layer, (3, 3) or (1, 1); empty where it is no convolution.
         is_dora: whether the base weight takes part in its change, as the length of its channels.
     """
 
@@ -57,6 +58,7 @@ class LoraModule:
     dtypes: Mapping[str, str]
     rank: int | None
     alpha: float | None
+    kernel: tuple[int, ...]
     is_dora: bool
 
     @property
@@ -75,25 +77,39 @@ class LoraModule:
         return self.is_dora or get_network(self.algorithm).relative
 
     @property
+    def bias_part(self) -> str | None:
+        """The part that changes the layer's bias, if one does."""
+        return next((part for part in _BIASES if part in self.keys), None)
+
+    @property
+    def vector_part(self) -> str | None:
+        """The part that changes a weight which is no matrix, of a norm; None for all other modules."""
+        part = next((part for part in ("w_norm", "diff") if part in self.keys), None)
+        return part if part is not None and len(self.shapes[part]) == 1 else None
+
+    @property
+    def is_bias_alone(self) -> bool:
+        """Whether nothing but the bias is changed."""
+        return all(part in (*_BIASES, ALPHA) for part in self.keys)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it changes a matrix or a convolution, which has a rank."""
+        return self.vector_part is None and not self.is_bias_alone
+
+    @property
     def num_numbers(self) -> int:
         """How many numbers its tensors hold, alpha left out."""
         return sum(_count(shape) for part, shape in self.shapes.items() if part != ALPHA)
 
     @property
-    def kernel(self) -> tuple[int, ...]:
-        """(3, 3) and the like for a convolution whose parts say so; empty for everything else."""
-        sizes = [shape[2:] for shape in self.shapes.values() if len(shape) == 4]
-        return max(sizes, default=())
-
-    @property
     def is_spatial(self) -> bool:
-        """Whether it is a convolution with a kernel larger than 1x1, as far as its parts tell."""
-        named = self.place.part == "unet" and self.place.path.rpartition(".")[2] in _SPATIAL
-        return named or any(size > 1 for size in self.kernel)
+        """Whether it is a convolution with a kernel larger than 1x1."""
+        return any(size > 1 for size in self.kernel)
 
 
 class LoraFile:
-    """An open LoRA file; use it as a context."""
+    """An open LoRA file, read by any number of threads; use it as a context."""
 
     def __init__(self, path: Path, name: str, *, family: str | None = None) -> None:
         """Reads the header and the alphas.
@@ -108,7 +124,7 @@ class LoraFile:
             StorageError: the file cannot be read.
         """
         self.path, self.name = Path(path), name
-        self._file = TensorFile(self.path)
+        self._file = TensorReader(self.path)
         self.family: Family = get_family(family or lora_family(self._file.header, name))
         self.modules, self.other_keys = self._modules()
 
@@ -191,6 +207,7 @@ class LoraFile:
             dtypes={part: self._file.header.dtypes[key] for part, key in keys.items()},
             rank=self._rank(network.rank_of, own, stem),
             alpha=self._alpha(keys),
+            kernel=self.family.kernel_of(place),
             is_dora=DORA in keys,
         )
 

@@ -65,7 +65,7 @@ def test_algorithms(tmp_path, algorithm, named, rank):
     with LoraFile(path, "x") as file:
         (module,) = file.modules
     assert (module.algorithm, module.rank, module.alpha, module.scale) == (named, rank, None, 1.0)
-    assert module.is_spatial
+    assert module.kernel == (3, 3)
     assert module.is_dora == module.relative == (algorithm == "dora")
 
 
