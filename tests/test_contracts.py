@@ -29,10 +29,11 @@ FOLDERS = {
     "TAGGER": "tagger.taggers",
     "STEP": "tagger.steps",
     "PRESET": "tagger.presets",
+    "METHOD": "merger.methods",
 }
 WITHOUT_SOURCE = ("FAMILY", "AXIS")
 """A family's source is its own files' layout, an axis is no algorithm."""
-FILE_NAME_IS_NAME = ("NETWORK", "FAMILY", "OPTIMIZER", "SCHEDULE", "OBJECTIVE", "STEP", "PRESET")
+FILE_NAME_IS_NAME = ("NETWORK", "FAMILY", "OPTIMIZER", "SCHEDULE", "OBJECTIVE", "STEP", "PRESET", "METHOD")
 
 PLUGINS: dict[str, dict[str, Any]] = {
     export: discover(f"lora_atelier.{folder}", export) for export, folder in FOLDERS.items()
