@@ -8,6 +8,7 @@ from .. import conftest  # noqa: F401  the package under its stable name, the ro
 
 import torch
 
+from . import report
 from .runner import DEFAULT_FOLDER, EXPERIMENTS, SEEDS, read_lines, run_missing, table
 from .verdicts import told
 
@@ -21,6 +22,7 @@ def main() -> None:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is there")
+    parser.add_argument("--report", action="store_true", help="write tables and pictures of d to l into FOLDER/report")
     given = parser.parse_args()
     torch.set_num_threads(1)
     names = [
@@ -36,6 +38,8 @@ def main() -> None:
     lines = list(read_lines(given.folder / "results.jsonl"))
     print(table(lines))
     print(told(lines))
+    if given.report:
+        report.write(lines, given.folder)
 
 
 if __name__ == "__main__":

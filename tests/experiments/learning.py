@@ -77,21 +77,34 @@ def asked(seed: int) -> tuple[list[str], int]:
     return concept_prompts(CONCEPT, kind="trigger", num_prompts=NUM_PICTURES, seed=1000 + seed), 10_000 * (seed + 1)
 
 
-def curve(world: World, recipe: Recipe, name: str, seed: int) -> dict[str, float]:
+def curve(world: World, recipe: Recipe, name: str, seed: int, seen_at: Sequence[int] = SEEN_AT) -> dict[str, float]:
     """Trains a recipe, or takes it up where it was stopped, and looks at its checkpoints.
+
+    Args:
+        world: Where.
+        recipe: How.
+        name: Of the training; one name is one training, whichever experiment asks for it.
+        seed: Of pictures, training and prompts.
+        seen_at: Steps of the checkpoints, evenly apart; the last is the end of the training.
 
     Returns:
         ``traits_60`` ... and ``recall_60`` ... of every point; ``speed``, the mean of the traits over the points (how
-        early they are seen); ``traits_end`` and ``recall_end``, the mean of the last two points; ``loss``, ``seconds``.
+        early they are seen; of the common points only); ``traits_end`` and ``recall_end``, the mean of the last two
+        points; ``loss``, ``seconds``.
     """
     kept = world.folder / "curves" / f"{name}-{seed}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     trained = world.train(
-        pictures_of(world, seed), name=f"learning-{name}-{seed}", seed=seed, steps=STEPS, recipe=recipe,
-        save_every_steps=SEEN_AT[0], keep_last=0,
-    )  # fmt: skip
-    points = {step: look(world, trained.checkpoints[step], f"{name}-{seed}-{step}", seed) for step in SEEN_AT}
+        pictures_of(world, seed),
+        name=f"learning-{name}-{seed}",
+        seed=seed,
+        steps=seen_at[-1],
+        recipe=recipe,
+        save_every_steps=seen_at[0],
+        keep_last=0,
+    )
+    points = {step: look(world, trained.checkpoints[step], f"{name}-{seed}-{step}", seed) for step in seen_at}
     figures = figures_of(points) | {"loss": trained.loss, "seconds": trained.seconds}
     keep(kept, figures)
     return figures
@@ -111,7 +124,7 @@ def figures_of(points: Mapping[int, Learned]) -> dict[str, float]:
     return {
         **{f"traits_{step}": point.traits for step, point in points.items()},
         **{f"recall_{step}": point.recall for step, point in points.items()},
-        "speed": sum(point.traits for point in points.values()) / len(points),
+        **({"speed": sum(point.traits for point in points.values()) / len(points)} if tuple(points) == SEEN_AT else {}),
         "traits_end": sum(point.traits for point in last) / len(last),
         "recall_end": sum(point.recall for point in last) / len(last),
     }

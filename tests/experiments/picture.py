@@ -17,21 +17,21 @@ GAP_PX = 6
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 
 
-def rows_of_arms(sheets: Sequence[tuple[str, Path]], columns: int = 8) -> Image.Image:
-    """The first pictures of each sheet in a row, behind the arm's name.
+def rows_of_arms(sheets: Sequence[tuple[str, Path]], shown: Sequence[int] = range(8)) -> Image.Image:
+    """Some pictures of each sheet in a row, behind the arm's name.
 
     Args:
         sheets: (name of the arm, its sheet).
-        columns: Pictures in a row, at most as many as a sheet has.
+        shown: Numbers of the pictures, the same of every sheet.
     """
     step = SIDE_PX + GAP_PX
-    found = Image.new("RGB", (LABEL_PX + columns * step, len(sheets) * step + GAP_PX), PAPER)
+    found = Image.new("RGB", (LABEL_PX + len(shown) * step, len(sheets) * step + GAP_PX), PAPER)
     pen = ImageDraw.Draw(found)
     for row, (name, path) in enumerate(sheets):
         top = GAP_PX + row * step
         pen.text((GAP_PX, top + SIDE_PX // 2), name, fill=INK, font=font_for(name, 16), anchor="lm")
         with Image.open(path) as sheet:
-            for column in range(columns):
-                x, y = column % SHEET_COLUMNS * TILE_PX[0], column // SHEET_COLUMNS * TILE_PX[1]
+            for column, number in enumerate(shown):
+                x, y = number % SHEET_COLUMNS * TILE_PX[0], number // SHEET_COLUMNS * TILE_PX[1]
                 found.paste(sheet.crop((x, y, x + SIDE_PX, y + SIDE_PX)), (LABEL_PX + column * step, top))
     return found

@@ -19,6 +19,8 @@ RECIPES: Mapping[str, Recipe] = {
     "text rate halved": with_settings(lr_text_encoder=LR_TEXT / 2),
     "OUT03-06": replace(COMMON, blocks="TE, OUT03-06"),
     "text encoder": replace(COMMON, blocks="TE"),
+    "IN04-07 OUT03-06": replace(COMMON, blocks="TE, IN04-07, OUT03-06"),
+    "OUT03-06 longer": replace(COMMON, blocks="TE, OUT03-06"),
     "D-Adaptation Lion": Recipe(optimizer="dadapt_lion", settings=RECORD_004),
     "Prodigy": Recipe(optimizer="prodigy", settings=RECORD_004),
 }
@@ -29,12 +31,20 @@ ARMS: Mapping[str, Mapping[str, str]] = {
     "e": {"constant": "common", "cosine": "cosine"},
     "f": {"whole": "common", "halved": "text rate halved"},
     "g": {"all blocks": "common", "OUT03-06": "OUT03-06", "no block": "text encoder"},
+    "g-more": {
+        "all blocks": "common",
+        "IN04-07, OUT03-06": "IN04-07 OUT03-06",
+        "OUT03-06, 480 steps": "OUT03-06 longer",
+    },
     "j": {"AdamW": "common", "D-Adaptation Lion": "D-Adaptation Lion", "Prodigy": "Prodigy"},
 }
 """Arms of each experiment, and the training each stands for."""
+
+SEEN_AT: Mapping[str, tuple[int, ...]] = {"OUT03-06 longer": (120, 240, 360, 480)}
+"""Trainings that are looked at elsewhere than the others."""
 
 
 def run(world: World, arm: str, seed: int, *, experiment: str) -> dict[str, float]:
     """Trains an arm, or takes the training another experiment has made."""
     name = ARMS[experiment][arm]
-    return learning.curve(world, RECIPES[name], name.replace(" ", "-"), seed)
+    return learning.curve(world, RECIPES[name], name.replace(" ", "-"), seed, SEEN_AT.get(name, learning.SEEN_AT))

@@ -52,6 +52,8 @@ def test_every_arm_changes_what_it_says_and_nothing_else(world, monkeypatch):
         "text rate halved": {"optimizer/params/lr_text_encoder"},
         "OUT03-06": {"blocks"},
         "text encoder": {"blocks"},
+        "IN04-07 OUT03-06": {"blocks"},
+        "OUT03-06 longer": {"blocks"},
     }
     found = {name: differing(config(world, recipe, dataset), common) for name, recipe in settings.RECIPES.items()}
     assert {name: found[name] for name in expected} == expected

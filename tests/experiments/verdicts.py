@@ -91,6 +91,15 @@ CLAIMS: Mapping[str, Claim] = {
         arms=("all blocks", "OUT03-06"),
         holds=_as_high("traits_end", "OUT03-06", "all blocks", AS_GOOD),
     ),
+    **{
+        arm: Claim(
+            experiment="g-more",
+            says=f"{arm} keeps the concept",
+            arms=("all blocks", arm),
+            holds=_as_high("traits_end", arm, "all blocks", AS_GOOD),
+        )
+        for arm in ("IN04-07, OUT03-06", "OUT03-06, 480 steps")
+    },
     "kept": Claim(
         experiment="h",
         says="with regularisation pictures more of the known shapes are drawn as asked",
