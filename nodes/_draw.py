@@ -14,6 +14,7 @@ from ..merger.lora.handle import Lora, explain_strengths
 from ..merger.lora.presets import load_presets
 from ._images import first_frame
 from .host import get_host
+from .lora import put_on
 
 MAX_FILES = 2
 """LoRA files kept in memory; a strength axis uses the same one for every column."""
@@ -70,14 +71,7 @@ class CellDrawer:
         if loras != self._loras:
             model, clip = self._plain
             for lora in loras:
-                model, clip = self._host.apply_lora(
-                    model,
-                    clip,
-                    self._tensors(lora),
-                    strength_model=lora.strength_model,
-                    strength_clip=lora.strength_clip,
-                    stem_strengths=self._weights_of(lora).factors,
-                )
+                model, clip = put_on(model, clip, lora, self._weights_of(lora), self._tensors(lora))
             self._loras, self._patched, self._texts = loras, (model, clip), {}
         return self._patched
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from ..core.errors import InputError
 from ..core.tensors import read_tensors
 from ..merger.lora.blocks import ResolvedWeights
 from ..merger.lora.dialects import parse_weights
@@ -16,6 +15,9 @@ from ..merger.lora.presets import USER_PRESETS_NAME, Presets, load_presets
 from ._changes import file_state, named_file_state
 from .host import get_host
 from .widgets import ROOT_CATEGORY, combo, number, socket, text
+
+if TYPE_CHECKING:
+    import torch
 
 BLOCKS_TOOLTIP = (
     "How strong each block of the model is: a preset name such as {names} ..., or 17 or 26 numbers (SDXL: 12 or 20) "
@@ -100,20 +102,21 @@ class OpenLora:
 
 def apply_loras(model: Any, clip: Any, loras: Sequence[Lora]) -> tuple[Any, Any]:
     """Patched copies of model and clip, the LoRAs put on in order."""
-    host = get_host()
     for lora in loras:
-        weights = explained(lora)
-        if weights.scheduled:
-            raise InputError(f"The block weights of {lora.name} name sampler steps, which cannot be done yet.")
-        model, clip = host.apply_lora(
-            model,
-            clip,
-            read_tensors(lora.path),
-            strength_model=lora.strength_model,
-            strength_clip=lora.strength_clip,
-            stem_strengths=weights.factors,
-        )
+        model, clip = put_on(model, clip, lora, explained(lora), read_tensors(lora.path))
     return model, clip
+
+
+def put_on(
+    model: Any, clip: Any, lora: Lora, weights: ResolvedWeights, tensors: Mapping[str, torch.Tensor]
+) -> tuple[Any, Any]:
+    """One LoRA on model and clip, at all sampler steps or at those its block weights name."""
+    strengths = {"strength_model": lora.strength_model, "strength_clip": lora.strength_clip}
+    if not weights.scheduled:
+        return get_host().apply_lora(model, clip, tensors, **strengths, stem_strengths=weights.factors)
+    return get_host().schedule_lora(
+        model, clip, tensors, **strengths, stem_strengths=weights.factors, start=weights.start, stop=weights.stop
+    )
 
 
 def loras_of_stack(stack: Sequence[Sequence[Any]]) -> list[Lora]:

@@ -272,14 +272,43 @@ class ComfyHost:
             return comfy.sd.load_lora_for_models(model, clip, lora, strength_model, strength_clip)
         return _apply_by_stem(model, clip, lora, strength_model, strength_clip, stem_strengths)
 
+    def schedule_lora(
+        self,
+        model: MODEL,
+        clip: CLIP,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        strength_model: float,
+        strength_clip: float,
+        stem_strengths: Mapping[str, float],
+        start: int | None,
+        stop: int | None,
+    ) -> tuple[MODEL, CLIP]:
+        """The UNet's part as weight hooks with keyframes by step, which the CLIP puts on what it encodes."""
+        from .comfy_steps import schedule
+
+        factors = dict(stem_strengths)
+        _, new_clip = self.apply_lora(
+            model, clip, tensors, strength_model=0.0, strength_clip=strength_clip, stem_strengths=factors
+        )
+        if strength_model == 0:
+            return model, new_clip
+        groups = [
+            (strength_model * factor, patches) for factor, patches in _patches_by_factor(model, dict(tensors), factors)
+        ]
+        return model, schedule(new_clip, groups, start=start, stop=stop)
+
     def fingerprint(self, *objects: MODEL | CLIP | VAE) -> str:
-        """Hash of a sample of every weight as it was before patching, and of the patches."""
+        """Hash of a sample of every weight as it was before patching, of the patches, and of hooks on a CLIP."""
         import hashlib
+
+        from .comfy_steps import described
 
         digest = hashlib.sha256()
         for thing in objects:
             patcher = getattr(thing, "patcher", thing)
             add_to_digest(digest, [] if patcher is None else patcher.get_key_patches())
+            add_to_digest(digest, described(thing))
         return digest.hexdigest()[:16]
 
     def encode_prompt(self, clip: CLIP, text: str) -> CONDITIONING:
@@ -383,6 +412,18 @@ def _apply_by_stem(
     stem_strengths: Mapping[str, float],
 ) -> tuple[MODEL, CLIP | None]:
     """Patch model and clip with one strength per stem; ``stem_strengths`` holds the factors, 1.0 where it has none."""
+    new_model, new_clip = model.clone(), None if clip is None else clip.clone()
+    for factor, patches in _patches_by_factor(model, lora, stem_strengths, clip=clip):
+        new_model.add_patches(patches, strength_model * factor)
+        if new_clip is not None:
+            new_clip.add_patches(patches, strength_clip * factor)
+    return new_model, new_clip
+
+
+def _patches_by_factor(
+    model: MODEL, lora: dict[str, torch.Tensor], stem_strengths: Mapping[str, float], *, clip: CLIP | None = None
+) -> list[tuple[float, dict[Any, Any]]]:
+    """ComfyUI's patches of a LoRA for a UNet, and a text encoder where one is given, by factor; without those of 0."""
     import comfy.lora
     import comfy.sd
 
@@ -392,15 +433,14 @@ def _apply_by_stem(
     factors = {_patch_name(key_map[stem]): factor for stem, factor in stem_strengths.items() if stem in key_map}
     if hasattr(comfy, "lora_convert"):  # imported by comfy.sd since 0.3.15
         lora = comfy.lora_convert.convert_lora(lora)
-    loaded = comfy.lora.load_lora(lora, key_map)
-    new_model, new_clip = model.clone(), None if clip is None else clip.clone()
+    # Without the text encoder its keys are no surprise.
+    quiet = {} if clip is not None else {"log_missing": False}
+    loaded = comfy.lora.load_lora(lora, key_map, **quiet)
     factor_of = {key: _factor(_patch_name(key), factors) for key in loaded}
-    for factor in sorted(set(factor_of.values()) - {0.0}):
-        patches = {key: patch for key, patch in loaded.items() if factor_of[key] == factor}
-        new_model.add_patches(patches, strength_model * factor)
-        if new_clip is not None:
-            new_clip.add_patches(patches, strength_clip * factor)
-    return new_model, new_clip
+    return [
+        (factor, {key: patch for key, patch in loaded.items() if factor_of[key] == factor})
+        for factor in sorted(set(factor_of.values()) - {0.0})
+    ]
 
 
 def _factor(name: str, factors: Mapping[str, float]) -> float:

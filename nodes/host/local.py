@@ -230,6 +230,26 @@ class LocalHost:
             stem_strengths=stem_strengths,
         )
 
+    def schedule_lora(
+        self,
+        model: MODEL,
+        clip: CLIP,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        strength_model: float,
+        strength_clip: float,
+        stem_strengths: Mapping[str, float],
+        start: int | None,
+        stop: int | None,
+    ) -> tuple[MODEL, CLIP]:
+        """The UNet's part travels with the CLIP onto what it encodes, and is put on at its steps when that is drawn."""
+        from .local_models import add_lora
+
+        strengths = {"strength_model": strength_model, "strength_clip": strength_clip}
+        patched, new_clip = add_lora(model, clip, tensors, **strengths, stem_strengths=stem_strengths)
+        new = patched.patches[len(model.patches) :]
+        return model, new_clip.at_steps(new, start=start, stop=stop)
+
     def fingerprint(self, *objects: MODEL | CLIP | VAE) -> str:
         """Hash of the base file's identity and of every patch."""
         from .local_models import patch_keys

@@ -13,10 +13,11 @@ from ...core.errors import InputError, unknown_name
 from ...families._clip import encode_ids
 from ...families._spec import V_PREDICTION, Conditioning, TextEncoderSpec, TextState
 from ...families._tokenizer import plain_ids, special_tokens
-from .local_models import LocalClip, LocalModel, LocalVae
+from .local_models import LocalClip, LocalModel, LocalVae, Patch
 from .local_prompt import encode_windows, parse_weights, prompt_windows
 from .local_samplers import SAMPLERS, Denoiser
 from .local_schedules import sigmas_for
+from .shared import step_of
 
 LATENT_CHANNELS = 4
 LATENT_FACTOR_PX = 8
@@ -37,7 +38,10 @@ def encode_prompt(clip: LocalClip, text: str) -> list[list[Any]]:
                 end_state = pooled
         tokens = min(state.shape[1] for state in states)
         hidden = torch.cat([state[:, :tokens] for state in states], dim=-1)
-    return [[hidden.cpu(), {"pooled_output": None if end_state is None else end_state.cpu()}]]
+    told: dict[str, Any] = {"pooled_output": None if end_state is None else end_state.cpu()}
+    if clip.step_patches:
+        told["step_patches"] = clip.step_patches
+    return [[hidden.cpu(), told]]
 
 
 def _encode_with(
@@ -123,7 +127,7 @@ def sample(
         start = samples * base.family.latent_scale if torch.count_nonzero(samples) else samples
         noise = start_noise(samples, seed, latent.get("batch_index")).to(base.device)
         x = start.to(base.device) + noise * _first_noise_scale(sigmas[0], base.levels.sigma_max)
-        denoiser = _guided(model, positive, negative, cfg, samples)
+        denoiser = _guided(model, positive, negative, cfg, samples, sigmas)
         generator = torch.Generator(device=base.device).manual_seed(seed)
 
         def fresh_noise() -> torch.Tensor:
@@ -143,38 +147,51 @@ def _first_noise_scale(sigma: float, sigma_max: float) -> float:
 
 
 def _guided(
-    model: LocalModel, positive: list[list[Any]], negative: list[list[Any]], cfg: float, latents: torch.Tensor
+    model: LocalModel,
+    positive: list[list[Any]],
+    negative: list[list[Any]],
+    cfg: float,
+    latents: torch.Tensor,
+    sigmas: Sequence[float],
 ) -> Denoiser:
-    """D(x, sigma) of the UNet under classifier-free guidance, both prompts in one batch."""
-    base, unet, batch_size = model.base, model.unet(), len(latents)
-    dtype = next(unet.parameters()).dtype
+    """D(x, sigma) of the UNet under classifier-free guidance, both prompts in one batch.
+
+    Prompts whose LoRAs differ at a step (`StepPatch`) go through the UNet one after the other, as in ComfyUI.
+    """
+    base, batch_size = model.base, len(latents)
+    dtype = next(base.unet.module.parameters()).dtype
     guided = not math.isclose(cfg, 1.0)
     prompts = [(positive, "positive"), (negative, "negative")][: 2 if guided else 1]
-    contexts = [_context(conditioning, name) for conditioning, name in prompts]
-    context = torch.cat([c.expand(batch_size, -1, -1) for c in _same_length(contexts)])
-    pooled = [conditioning[0][1].get("pooled_output") for conditioning, _ in prompts]
-    text = TextState(
-        hidden=context.to(base.device, dtype),
-        pooled=None
-        if pooled[0] is None
-        else torch.cat([p.expand(batch_size, -1) for p in pooled]).to(base.device, dtype),
-    )
+    contexts = _same_length([_context(conditioning, name) for conditioning, name in prompts])
+    hidden = [context.expand(batch_size, -1, -1).to(base.device, dtype) for context in contexts]
+    ends = [conditioning[0][1].get("pooled_output") for conditioning, _ in prompts]
+    pooled = None if ends[0] is None else [end.expand(batch_size, -1).to(base.device, dtype) for end in ends]
     sizes = [_sizes(conditioning[0][1], latents) for conditioning, _ in prompts]
-    told = Conditioning(
-        original_size=torch.cat([size.original_size for size in sizes]),
-        crop=torch.cat([size.crop for size in sizes]),
-        target_size=torch.cat([size.target_size for size in sizes]),
-    )
-    copies = len(contexts)
+    at_steps = [conditioning[0][1].get("step_patches", ()) for conditioning, _ in prompts]
+
+    def answer_of(x: torch.Tensor, sigma: float, chosen: Sequence[int], patches: tuple[Patch, ...]) -> torch.Tensor:
+        scaled = (x / math.sqrt(sigma**2 + 1.0)).to(dtype)
+        timesteps = torch.full((len(chosen) * batch_size,), base.levels.timestep_at(sigma), device=base.device)
+        text = TextState(
+            hidden=torch.cat([hidden[index] for index in chosen]),
+            pooled=None if pooled is None else torch.cat([pooled[index] for index in chosen]),
+        )
+        told = Conditioning(
+            original_size=torch.cat([sizes[index].original_size for index in chosen]),
+            crop=torch.cat([sizes[index].crop for index in chosen]),
+            target_size=torch.cat([sizes[index].target_size for index in chosen]),
+        )
+        noisy = torch.cat([scaled] * len(chosen))
+        return base.family.predict(model.unet(patches), noisy, timesteps, text, conditioning=told).float()
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        scaled = (x / math.sqrt(sigma**2 + 1.0)).to(dtype)
-        timesteps = torch.full((copies * batch_size,), base.levels.timestep_at(sigma), device=base.device)
-        noisy = torch.cat([scaled] * copies)
-        answer = base.family.predict(unet, noisy, timesteps, text, conditioning=told).float()
-        if guided:
-            wanted, unwanted = answer.chunk(2)
-            answer = torch.lerp(unwanted, wanted, cfg)
+        step = step_of(sigma, sigmas)
+        on = [tuple(at.patch for at in patches if at.is_on(step)) for patches in at_steps]
+        if len({tuple(patch.key for patch in patches) for patches in on}) == 1:
+            answers = answer_of(x, sigma, range(len(prompts)), on[0]).chunk(len(prompts))
+        else:
+            answers = tuple(answer_of(x, sigma, [index], patches) for index, patches in enumerate(on))
+        answer = torch.lerp(answers[1], answers[0], cfg) if guided else answers[0]
         if base.variant.prediction_type == V_PREDICTION:
             # x0 = sqrt(abar) x_t - sqrt(1 - abar) v (Salimans and Ho 2022, appendix D) with x = x_t / sqrt(abar)
             return x / (sigma**2 + 1.0) - answer * (sigma / math.sqrt(sigma**2 + 1.0))

@@ -48,6 +48,25 @@ class Patch:
     key: str
 
 
+@dataclass(frozen=True, eq=False)
+class StepPatch:
+    """A LoRA for the UNet that is on at some sampler steps only.
+
+    Attributes:
+        patch: the LoRA at its strengths.
+        start: first step at which it is on, counted from 1.
+        stop: first step at which it is off again; None for never.
+    """
+
+    patch: Patch
+    start: int
+    stop: int | None
+
+    def is_on(self, step: int) -> bool:
+        """Whether it is on at a step, counted from 1."""
+        return self.start <= step and (self.stop is None or step < self.stop)
+
+
 class PatchedModule:
     """A network whose weights can be swapped for patched ones by LoRA stem."""
 
@@ -176,9 +195,9 @@ class LocalModel:
     base: LocalBase
     patches: tuple[Patch, ...] = ()
 
-    def unet(self) -> nn.Module:
-        """The UNet with this object's weights in place."""
-        return self.base.unet.activate(self.patches)
+    def unet(self, further: tuple[Patch, ...] = ()) -> nn.Module:
+        """The UNet with this object's weights in place, and further LoRAs on top."""
+        return self.base.unet.activate((*self.patches, *further))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,15 +208,22 @@ class LocalClip:
         base: the loaded base.
         patches: LoRAs in the order they were applied.
         layer: of every encoder, counted from the last (1); None is the one the base was made with.
+        step_patches: for the UNet at some steps, put on whatever is encoded.
     """
 
     base: LocalBase
     patches: tuple[Patch, ...] = ()
     layer: int | None = None
+    step_patches: tuple[StepPatch, ...] = ()
 
     def text_encoders(self) -> list[nn.Module]:
         """The text encoders with this object's weights in place."""
         return [text.activate(tuple(p for p in self.patches if _touches(p, text))) for text in self.base.texts]
+
+    def at_steps(self, patches: tuple[Patch, ...], *, start: int | None, stop: int | None) -> LocalClip:
+        """The same with LoRAs for the UNet at sampler steps; what it encodes carries them."""
+        added = (StepPatch(patch=patch, start=start or 1, stop=stop) for patch in patches)
+        return replace(self, step_patches=(*self.step_patches, *added))
 
     def at_layer(self, layer: int) -> LocalClip:
         """The same at another layer; as in ComfyUI, more layers than an encoder has mean its last one."""
@@ -294,4 +320,5 @@ def patch_keys(*objects: Any) -> list[str]:
             keys += [patch.key for patch in thing.patches]
         if isinstance(thing, LocalClip):
             keys.append(str(thing.layer))
+            keys += [f"{at.patch.key} {at.start}-{at.stop}" for at in thing.step_patches]
     return keys

@@ -143,6 +143,24 @@ class Host(Protocol):
         object that was given.
         """
 
+    def schedule_lora(
+        self,
+        model: MODEL,
+        clip: CLIP,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        strength_model: float,
+        strength_clip: float,
+        stem_strengths: Mapping[str, float],
+        start: int | None,
+        stop: int | None,
+    ) -> tuple[MODEL, CLIP]:
+        """As :meth:`apply_lora`, but the UNet's part is on at sampler steps ``start`` up to before ``stop`` only.
+
+        Steps are counted from 1; None is the first step, and never. The returned CLIP carries the UNet's part: whatever
+        is encoded with it is sampled so. The text encoder's part is on in every text it encodes.
+        """
+
     def fingerprint(self, *objects: MODEL | CLIP | VAE) -> str:
         """A short text that changes with the weights and LoRA patches of these objects (a sample of each weight)."""
 

@@ -26,6 +26,8 @@ PICO_BASES = {PICO_NAME: PICO_BASE, PICO_XL_NAME: PICO_XL_BASE}
 """The checkpoints that come with the pack, by their names in lists."""
 
 SAMPLED_VALUES = 16
+_LEVEL_TOLERANCE = 1e-5
+"""Relative; two neighbouring noise levels lie much farther apart."""
 INDEX_FILE = "index.sqlite"
 CHECKPOINT_SUFFIXES = (".safetensors", ".sft")
 
@@ -154,6 +156,11 @@ def with_merged(host: Host, base: Base, model: MODEL, clip: CLIP, vae: VAE) -> t
             stem_strengths=lora.factors(),
         )
     return model, clip, vae
+
+
+def step_of(sigma: float, sigmas: Sequence[float]) -> int:
+    """The sampler step, counted from 1, that a noise level belongs to; one between two steps to the earlier."""
+    return max(1, sum(1 for level in sigmas if level >= sigma * (1.0 - _LEVEL_TOLERANCE)))
 
 
 def add_to_digest(digest: hashlib._Hash, value: Any) -> None:

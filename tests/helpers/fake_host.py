@@ -129,6 +129,11 @@ class FakeHost:
         factors = sorted(set(stem_strengths.values()))
         return f"{model}+{strength_model}*{factors}", f"{clip}+{strength_clip}*{factors}"
 
+    def schedule_lora(self, model: Any, clip: Any, tensors: Any, *, start: Any, stop: Any, **given: Any) -> Any:
+        self.calls.append("schedule_lora")
+        factors = sorted(set(given["stem_strengths"].values()))
+        return model, f"{clip}+{given['strength_model']}*{factors}@{start}-{stop}"
+
     def fingerprint(self, *objects: Any) -> str:
         return str(objects)
 
