@@ -31,7 +31,12 @@ COMFYUI = {
     "nodes",
     "server",
 }
-COMFYUI_FILES = ("nodes/host/comfy.py", "nodes/host/comfy_pico.py", "nodes/host/comfy_variant.py")
+COMFYUI_FILES = (
+    "nodes/host/comfy.py",
+    "nodes/host/comfy_pico.py",
+    "nodes/host/comfy_steps.py",
+    "nodes/host/comfy_variant.py",
+)
 LATE = {"diffusers", "matplotlib", "onnx", "onnxruntime", "pytorch_optimizer", "transformers"}
 """Libraries that ComfyUI may lack or that are slow to import; no node may pull them in while it loads."""
 
