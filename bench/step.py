@@ -36,8 +36,6 @@ from lora_atelier.trainer.objectives.epsilon import OBJECTIVE, EpsilonParams
 from lora_atelier.trainer.optimizers._spec import ParamGroup
 from lora_atelier.trainer.optimizers.adamw import OPTIMIZER, AdamWParams
 from lora_atelier.trainer.precision import Precision
-from lora_atelier.trainer.schedules._spec import Course
-from lora_atelier.trainer.schedules.constant import factor
 from lora_atelier.trainer.weights import AdapterWeights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,8 +140,7 @@ def our_step(unet: Any, cached: Cached, *, blocks: str, device: torch.device) ->
         alphas_cumprod=family.alphas_cumprod().float().to(device),
         optimizer=OPTIMIZER.build([group], AdamWParams()),
         weights=weights,
-        factor=factor,
-        course=Course(total_steps=1),
+        share=lambda step, group: 1.0,
         precision=Precision("fp32", device),
         device=device,
     )

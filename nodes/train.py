@@ -17,6 +17,7 @@ from ..trainer.config import MODES, Job, TrainParams
 from ..trainer.objectives._spec import find_objective
 from ..trainer.optimizers._spec import find_optimizer
 from ..trainer.run import RunRef
+from ..trainer.stages import TrainStage
 from ..trainer.starting import StartLora, choice_of_file
 from ..trainer.train import RunResult, continue_run, train_lora
 from ._index import index_if_usable
@@ -142,6 +143,11 @@ class TrainLora:
                     "strengths are not. With the network left open, its kind of network too.",
                 ),
                 **later,
+                "stages": socket(
+                    "ATELIER_STAGES",
+                    "Stages with pictures, size and learning rates of their own, one after the other; the same from "
+                    "the first step to the last when left open.",
+                ),
             },
             "hidden": {"prompt": "PROMPT"},
         }
@@ -156,6 +162,7 @@ class TrainLora:
         blocks: str | None = None,
         trigger: str = "",
         start_from: Lora | None = None,
+        stages: tuple[TrainStage, ...] | None = None,
         prompt: Mapping[str, Any] | None = None,
         **values: Any,
     ) -> dict[str, Any]:
@@ -170,6 +177,8 @@ class TrainLora:
             optimizer=optimizer or default_choice("optimizer"),
             objective=objective or default_choice("objective"),
             blocks=blocks or "",
+            start=None if start_from is None else start_of(base, start_from),
+            stages=stages or (),
         )
         note = unused_trigger(dataset, trigger)
         if note:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..dataset.tiers import BucketParams
 from ..families._base import Base
 from ..families._spec import get_family
 from ..networks._targeting import parse_targeting
+from .stages import TrainStage, stage_steps
 from .starting import StartLora
 
 NUMERICS_VERSION = 1
@@ -61,6 +63,15 @@ FIRST_SETTINGS: Mapping[str, tuple[str, ...]] = {
         "epsilon",
     ),
     "objective epsilon": ("noise_offset", "min_timestep", "max_timestep"),
+    "stage": (
+        "steps",
+        "resolution_px",
+        "batch_size",
+        "unet_lr_factor",
+        "text_encoder_lr_factor",
+        "optimizer_state",
+        "schedule_over",
+    ),
 }
 """Settings that are always part of a run's key. All that came later are part of it where they differ from their
 defaults, so that the keys of old runs stay what they were; a default is therefore never changed."""
@@ -231,6 +242,7 @@ class Job:
         blocks: which blocks are trained, such as "IN04-07,OUT03-06"; empty is all of them.
         parent: key and step of the run that is continued, "" for a run of its own.
         start: the LoRA file whose values the adapter begins with, None for fresh ones.
+        stages: what comes one after the other; empty for a run that is the same from its first step to its last.
     """
 
     base: Base
@@ -242,6 +254,7 @@ class Job:
     blocks: str = ""
     parent: str = ""
     start: StartLora | None = None
+    stages: tuple[TrainStage, ...] = ()
 
     def config(self) -> dict[str, Any]:
         """Returns all settings as plain JSON values."""
@@ -253,14 +266,53 @@ class Job:
             "blocks": self.blocks,
             "parent": self.parent,
             **({} if self.start is None else {"start": self.start.sha256}),
+            **({"stages": self._stages_config()} if self.stages else {}),
         }
 
+    def stage_jobs(self) -> list["Job"]:
+        """Returns the run as one job for each of its stages, with the stage's pictures and settings; at least one.
+
+        Raises:
+            InputError: the stages' steps do not add up, or a stage's settings do not fit the run's.
+        """
+        if not self.stages:
+            return [self]
+        jobs, all_steps = [], stage_steps(self.stages, self.params.steps)
+        for number, (stage, steps) in enumerate(zip(self.stages, all_steps, strict=True), start=1):
+            given = {name: getattr(stage.params, name) or None for name in ("resolution_px", "batch_size")}
+            changes = {name: value for name, value in given.items() if value is not None}
+            with of_stage(number):
+                params = replace(self.params, steps=steps, **changes)
+            dataset = self.dataset if stage.dataset is None else stage.dataset  # an empty one is false, too
+            jobs.append(replace(self, dataset=dataset, params=params, stages=()))
+        return jobs
+
+    def _stages_config(self) -> list[dict[str, Any]]:
+        """The settings of the stages as they are used: 0 is said as what it stands for."""
+        return [
+            {
+                **stage.params.to_json(),
+                "steps": job.params.steps,
+                "resolution_px": job.params.resolution_px,
+                "batch_size": job.params.batch_size,
+            }
+            for stage, job in zip(self.stages, self.stage_jobs(), strict=True)
+        ]
+
     def key(self, *, base_hash: str, data_hash: str) -> str:
-        """Returns the run's key: 64 hexadecimal digits over all that decides the numbers."""
+        """Returns the run's key: 64 hexadecimal digits over all that decides the numbers.
+
+        Args:
+            base_hash: of the base model.
+            data_hash: of the pictures, those of all stages.
+        """
         config = self.config()
         config["train"] = _keyed(self.params, "train")
         for kind, choice in (("network", self.network), ("optimizer", self.optimizer), ("objective", self.objective)):
             config[kind] = {**choice.to_json(), "params": _keyed(choice.params, f"{kind} {choice.name}")}
+        for stage, settings in zip(self.stages, config.get("stages", ()), strict=True):
+            for name in settings.keys() - _keyed(stage.params, "stage").keys():
+                del settings[name]
         config["blocks"] = parse_targeting(self.blocks, get_family(self.base.family).blocks).canonical()
         said = {"config": config, "base": base_hash, "data": data_hash, "numerics": NUMERICS_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
@@ -272,6 +324,15 @@ class Job:
     def with_params(self, **changes: Any) -> "Job":
         """Returns the job with some of the run's settings changed."""
         return replace(self, params=replace(self.params, **changes))
+
+
+@contextmanager
+def of_stage(number: int) -> Iterator[None]:
+    """Puts the number of a stage before what is refused inside."""
+    try:
+        yield
+    except InputError as refusal:
+        raise InputError(f"Stage {number}: {refusal}") from refusal
 
 
 def _keyed(params: Params, owner: str) -> dict[str, Any]:
@@ -335,6 +396,8 @@ def composed_name(job: Job) -> str:
     for params in (job.network.params, job.params, job.optimizer.params, job.objective.params):
         words.extend(_word(name, value) for name, value in differences(params).items() if name not in SILENT_IN_NAME)
     words.extend(_blocks_words(job.blocks))
+    if job.stages:
+        words.append(f"{len(job.stages)}stages")
     if job.start is not None:
         words.append(f"from-{Path(job.start.name).stem}")
     return "-".join(words)

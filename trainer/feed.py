@@ -100,3 +100,8 @@ class Feed:
     def epoch(self, index: int) -> int:
         """Returns the epoch of the batch, counted from 0."""
         return index // self.batches_per_epoch
+
+    def free(self) -> None:
+        """Lets go of what is kept in memory, once no batch is asked for any longer."""
+        self.cache.free()
+        self._epoch = None

@@ -15,7 +15,6 @@ from .average import MovingAverage
 from .objectives._spec import Objective
 from .optimizers._effective import found_step_size
 from .precision import Precision, clip_gradients, masked_step
-from .schedules._spec import Course, Factor
 from .weights import AdapterWeights
 
 log = logging.getLogger("lora_atelier")
@@ -71,11 +70,11 @@ class Learner:
         alphas_cumprod: [T], on the training device, as the objective wants it.
         optimizer: over the weights; its groups have a "name".
         weights: the adapter's parameters as the optimizer sees them.
-        factor: the learning rate schedule.
-        course: what the schedule is made from.
+        share: (step from 0, group name) -> the part of the group's base learning rate that is used in that update.
         precision: number format.
         device: the training device.
         average: a moving average of the adapter, or None.
+        before_step: called with every step (from 0) before it begins, such as for an optimizer that begins anew.
         after_update: called after every update, such as for a limit on the weights' size.
     """
 
@@ -86,11 +85,11 @@ class Learner:
     alphas_cumprod: torch.Tensor
     optimizer: torch.optim.Optimizer
     weights: AdapterWeights
-    factor: Factor
-    course: Course
+    share: Callable[[int, str], float]
     precision: Precision
     device: torch.device
     average: MovingAverage | None = None
+    before_step: Callable[[int], None] | None = None
     after_update: Callable[[], None] | None = None
 
 
@@ -123,17 +122,28 @@ class Route:
     seconds: float = 0.0
 
     def shares(self, batches: MicroBatches, first: int) -> list[tuple[int, float]]:
-        """Returns the micro-batches of the update that begins at ``first``: (index, what its mean loss is divided by).
+        """Returns the micro-batches of the update that begins at ``first``; see ``update_shares``."""
+        return update_shares(batches, first, steps=self.accumulation_steps, images=self.accumulation_images)
 
-        Counted in pictures, an update takes batches until it has at least as many, and its gradient is the mean over
-        the pictures, not over the batches.
-        """
-        if self.accumulation_images <= 0:
-            return [(first + number, self.accumulation_steps) for number in range(self.accumulation_steps)]
-        sizes: list[int] = []
-        while sum(sizes) < self.accumulation_images:
-            sizes.append(batches.num_images(first + len(sizes)))
-        return [(first + number, sum(sizes) / size) for number, size in enumerate(sizes)]
+
+def update_shares(batches: MicroBatches, first: int, *, steps: int, images: int) -> list[tuple[int, float]]:
+    """Returns the micro-batches of the update that begins at ``first``: (index, what its mean loss is divided by).
+
+    Counted in pictures, an update takes batches until it has at least as many, and its gradient is the mean over the
+    pictures, not over the batches.
+
+    Args:
+        batches: the pictures.
+        first: index of the first batch.
+        steps: batches of an update.
+        images: pictures of an update; 0 counts batches instead.
+    """
+    if images <= 0:
+        return [(first + number, steps) for number in range(steps)]
+    sizes: list[int] = []
+    while sum(sizes) < images:
+        sizes.append(batches.num_images(first + len(sizes)))
+    return [(first + number, sum(sizes) / size) for number, size in enumerate(sizes)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,9 +295,10 @@ def train(learner: Learner, route: Route, recorder: Recorder, progress: Progress
 
     while step < route.total_steps:
         # the learning rates of this step
-        share = learner.factor(step, learner.course)
+        if learner.before_step is not None:
+            learner.before_step(step)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * share
+            group["lr"] = rate * learner.share(step, str(group["name"]))
 
         # gradients: the mean over the micro-batches, or over their pictures
         step_loss, step_images = torch.zeros((), device=learner.device), 0

@@ -12,6 +12,7 @@ from ..dataset.columns import new_digest
 from ..dataset.table import Dataset, options_of
 from .config import NUMERICS_VERSION, hash_of, origins
 from .plan import Checked
+from .stage_text import stages_json
 
 VERSIONS_OF = ("torch", "diffusers", "transformers", "safetensors", "numpy", "Pillow")
 
@@ -33,8 +34,7 @@ def make_manifest(
     checked: Checked, *, base_sha256: str, base_id: str, content_hash: str, prompt: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Returns the settings with the origin of every value, the data, the base and the versions."""
-    job, dataset = checked.job, checked.job.dataset
-    counts = [int((dataset.subset_index == number).sum()) for number in range(len(dataset.subsets))]
+    job, datasets = checked.job, checked.datasets
     return {
         "total_steps": job.params.steps,
         "config": job.config(),
@@ -58,25 +58,31 @@ def make_manifest(
             ],
         },
         "data": {
-            "name": dataset.root.name,
+            "name": ", ".join(dict.fromkeys(dataset.root.name for dataset in datasets)),
             "hash": content_hash,
-            "num_images": len(dataset),
-            "subsets": [
-                {
-                    "folder": subset.folder.name,
-                    "concept": subset.concept,
-                    "repeats": subset.repeats,
-                    "is_reg": subset.is_reg,
-                    "num_images": count,
-                }
-                for subset, count in zip(dataset.subsets, counts, strict=True)
-            ],
-            "history": list(dataset.history),
+            "num_images": sum(len(dataset) for dataset in datasets),
+            "subsets": [entry for dataset in datasets for entry in _subsets_json(dataset)],
+            "history": [note for dataset in datasets for note in dataset.history],
         },
+        **({"stages": stages_json(checked.stages)} if job.stages else {}),
         "versions": {"numerics": NUMERICS_VERSION, "python": platform.python_version(), **_library_versions()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "prompt": json.loads(json.dumps(prompt)) if prompt is not None else None,
     }
+
+
+def _subsets_json(dataset: Dataset) -> list[dict[str, Any]]:
+    counts = [int((dataset.subset_index == number).sum()) for number in range(len(dataset.subsets))]
+    return [
+        {
+            "folder": subset.folder.name,
+            "concept": subset.concept,
+            "repeats": subset.repeats,
+            "is_reg": subset.is_reg,
+            "num_images": count,
+        }
+        for subset, count in zip(dataset.subsets, counts, strict=True)
+    ]
 
 
 def _library_versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,11 @@ from ..dataset.table import Dataset
 from .config import differences, normal_blocks
 from .optimizers._spec import ScheduledParams
 from .plan import Plan
+from .stage_text import stages_json
+from .staged import stage_at
+
+STAGES_KEY = "atelier.stages"
+"""Says what came one after the other; the keys of kohya have room for one stage, and tell the last one's sizes."""
 
 _LEGACY_START_BYTE = 0x100000
 _LEGACY_BYTES = 0x10000
@@ -30,10 +35,10 @@ def legacy_model_hash(path: Path) -> str:
         return hashlib.sha256(file.read(_LEGACY_BYTES)).hexdigest()[:8]
 
 
-def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
+def tag_frequency(datasets: Sequence[Dataset]) -> dict[str, dict[str, int]]:
     """Returns folder name -> tag (lower case) -> number of pictures, as ``ss_tag_frequency``."""
     counts: dict[str, dict[str, int]] = {}
-    for number in range(len(dataset)):
+    for dataset, number in _pictures(datasets):
         subset = dataset.subset_of(number)
         of_folder = counts.setdefault(subset.folder.name, {})
         for tag in (*split_tags(subset.caption_prefix), *dataset.tags.row(number)):
@@ -41,10 +46,14 @@ def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
     return counts
 
 
-def dataset_dirs(dataset: Dataset, *, is_reg: bool) -> dict[str, dict[str, int]]:
+def _pictures(datasets: Sequence[Dataset]) -> Iterator[tuple[Dataset, int]]:
+    return ((dataset, number) for dataset in datasets for number in range(len(dataset)))
+
+
+def dataset_dirs(datasets: Sequence[Dataset], *, is_reg: bool) -> dict[str, dict[str, int]]:
     """Returns folder name -> repeats and number of pictures, as ``ss_dataset_dirs``; never a path."""
     found: dict[str, dict[str, int]] = {}
-    for number in range(len(dataset)):
+    for dataset, number in _pictures(datasets):
         subset = dataset.subset_of(number)
         if subset.is_reg == is_reg:
             entry = found.setdefault(subset.folder.name, {"n_repeats": subset.repeats, "img_count": 0})
@@ -75,7 +84,8 @@ def fixed_metadata(plan: Plan, *, base_hash: str, started_at: float, session_id:
 
 def step_metadata(plan: Plan, *, step: int, epoch: int, finished_at: float, output_name: str) -> dict[str, str]:
     """Returns what differs between the files of a run: how far it was, when, and the file's name."""
-    checked, params = plan.checked, plan.checked.job.params
+    checked = plan.checked
+    params = stage_at(checked.stages, step - 1).job.params
     said: dict[str, Any] = {
         "ss_training_finished_at": finished_at,
         "ss_output_name": output_name,
@@ -204,12 +214,13 @@ def _objective_values(params: Any) -> dict[str, Any]:
 
 
 def _data_values(plan: Plan) -> dict[str, Any]:
-    job = plan.checked.job
-    dataset, params = job.dataset, job.params
+    datasets, stages = plan.checked.datasets, plan.checked.stages
+    last = stages[-1]
+    params, subsets = last.job.params, [subset for dataset in datasets for subset in dataset.subsets]
     return {
         "ss_num_train_images": plan.num_train_images,
         "ss_num_reg_images": plan.num_reg_images,
-        "ss_num_batches_per_epoch": plan.checked.batches_per_epoch,
+        "ss_num_batches_per_epoch": last.batches_per_epoch,
         "ss_batch_size_per_device": params.batch_size,
         "ss_total_batch_size": params.batch_size * params.gradient_accumulation_steps,
         "ss_resolution": f"({params.resolution_px}, {params.resolution_px})",
@@ -217,19 +228,20 @@ def _data_values(plan: Plan) -> dict[str, Any]:
         "ss_bucket_no_upscale": not params.upscale,
         "ss_min_bucket_reso": params.bucket_min_px,
         "ss_max_bucket_reso": params.bucket_max_px,
-        "ss_bucket_info": plan.checked.buckets.info(effective_repeats(dataset)),
+        "ss_bucket_info": last.buckets.info(effective_repeats(last.job.dataset)),
         "ss_color_aug": False,
         "ss_random_crop": False,
         "ss_face_crop_aug_range": None,
-        "ss_flip_aug": any(subset.flip for subset in dataset.subsets),
-        "ss_shuffle_caption": any(subset.shuffle_captions for subset in dataset.subsets),
-        "ss_keep_tokens": max(subset.keep_tokens for subset in dataset.subsets),
-        "ss_caption_dropout_rate": max(subset.caption_dropout for subset in dataset.subsets),
+        "ss_flip_aug": any(subset.flip for subset in subsets),
+        "ss_shuffle_caption": any(subset.shuffle_captions for subset in subsets),
+        "ss_keep_tokens": max(subset.keep_tokens for subset in subsets),
+        "ss_caption_dropout_rate": max(subset.caption_dropout for subset in subsets),
         "ss_caption_dropout_every_n_epochs": 0,
-        "ss_caption_tag_dropout_rate": max(subset.tag_dropout for subset in dataset.subsets),
-        "ss_dataset_dirs": dataset_dirs(dataset, is_reg=False),
-        "ss_reg_dataset_dirs": dataset_dirs(dataset, is_reg=True),
-        "ss_tag_frequency": tag_frequency(dataset),
+        "ss_caption_tag_dropout_rate": max(subset.tag_dropout for subset in subsets),
+        "ss_dataset_dirs": dataset_dirs(datasets, is_reg=False),
+        "ss_reg_dataset_dirs": dataset_dirs(datasets, is_reg=True),
+        "ss_tag_frequency": tag_frequency(datasets),
+        **({STAGES_KEY: json.dumps(stages_json(stages), ensure_ascii=False)} if len(stages) > 1 else {}),
     }
 
 

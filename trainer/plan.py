@@ -1,14 +1,13 @@
 """The plan of a run: everything is checked, and what will happen is said, before the first step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core.errors import InputError
 from ..core.tensors import read_header
-from ..dataset.batches import effective_repeats, steps_per_epoch
-from ..dataset.buckets import BucketAssignment, BucketRule, assign_buckets
+from ..dataset.table import Dataset
 from ..families._spec import Family, Target, get_family
 from ..networks._attach import AdapterSet, ModuleSettings
 from ..networks._blocks import TEXT_ENCODER
@@ -17,14 +16,15 @@ from ..networks._targeting import Targeting, parse_targeting
 from .config import Job, differences, normal_blocks
 from .objectives._spec import Objective, find_objective
 from .optimizers._adaptive_params import AdaptiveParams
-from .optimizers._check import check_optimizer, course_of
+from .optimizers._check import check_optimizer
 from .optimizers._spec import Optimizer, OptimizerParams, Trained, find_optimizer
-from .schedules._spec import Course, Schedule, find_schedule
+from .schedules._spec import Schedule, find_schedule
+from .stage_text import seen_images, stages_lines
+from .staged import Stage, check_stages, stage_at
 from .starting import check_start
 
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 HEADER_BYTES_PER_TENSOR = 160
-SKIPPED_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,7 @@ class Checked:
         blocks: the chosen blocks, "TE" among them when the text encoder is trained.
         train_unet: whether any block of the UNet is trained.
         train_text_encoder: whether the text encoder is trained.
-        course: what the schedule is made from.
-        batches_per_update: micro-batches of one update; a mean where pictures are counted.
+        stages: what comes one after the other; at least one.
         warnings: what a person should know before the run.
     """
 
@@ -47,15 +46,12 @@ class Checked:
     optimizer: Optimizer
     optimizer_params: OptimizerParams
     schedule: Schedule
-    course: Course
     objective: Objective
     targeting: Targeting
     blocks: tuple[str, ...]
     train_unet: bool
     train_text_encoder: bool
-    buckets: BucketAssignment
-    batches_per_epoch: int
-    batches_per_update: float
+    stages: tuple[Stage, ...]
     warnings: tuple[str, ...]
 
     def chosen(self, targets: Sequence[Target]) -> list[tuple[Target, ModuleSettings]]:
@@ -65,6 +61,15 @@ class Checked:
             InputError: no module is left.
         """
         return self.targeting.choose(targets, self.network, self.job.network.params)
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """The data sets that are trained on, each once."""
+        return tuple({id(stage.job.dataset): stage.job.dataset for stage in self.stages}.values())
+
+    def share(self, step: int, group: str) -> float:
+        """Returns the part of a group's base learning rate that is used in a step (from 0)."""
+        return stage_at(self.stages, step).share(step, group.partition(" ")[0], self.schedule.factor)
 
 
 def check_job(job: Job) -> Checked:
@@ -102,7 +107,7 @@ def check_job(job: Job) -> Checked:
     warnings = [
         *check_optimizer(optimizer, optimizer_params, trained),
         *_precision_warnings(job),
-        *_caption_warnings(job),
+        *_stage_warnings(job),
     ]
     if optimizer.averages and job.params.ema_decay > 0.0:
         raise InputError(
@@ -110,35 +115,31 @@ def check_job(job: Job) -> Checked:
             "set ema_decay to 0."
         )
     _check_clip_skip(job, family)
-    if len(job.dataset) == 0 or bool(job.dataset.is_reg.all()):
-        raise InputError("The data set holds no picture to train on; give a folder with pictures.")
-    buckets = assign_buckets(job.dataset, bucket_rule(job))
-    batches_per_epoch = steps_per_epoch(job.dataset, buckets, job.params.batch_size)
-    return Checked(
+    stages = check_stages(job, optimizer=optimizer, optimizer_params=optimizer_params, trained=trained)
+    checked = Checked(
         job=job,
         family=family,
         network=network,
         optimizer=optimizer,
         optimizer_params=optimizer_params,
         schedule=find_schedule(optimizer_params.schedule),
-        course=course_of(optimizer_params, trained),
         objective=objective,
         targeting=targeting,
         blocks=blocks,
         train_unet=train_unet,
         train_text_encoder=train_text_encoder,
-        buckets=buckets,
-        batches_per_epoch=batches_per_epoch,
-        batches_per_update=_batches_per_update(job, batches_per_epoch),
+        stages=stages,
         warnings=tuple(warnings),
     )
+    captions = [warning for dataset in checked.datasets for warning in _caption_warnings(dataset)]
+    return replace(checked, warnings=(*warnings, *captions))
 
 
-def _batches_per_update(job: Job, batches_per_epoch: int) -> float:
-    if job.params.accumulation_images == 0:
-        return job.params.gradient_accumulation_steps
-    images_per_batch = float(effective_repeats(job.dataset).sum()) / batches_per_epoch
-    return max(1.0, job.params.accumulation_images / images_per_batch)
+def _stage_warnings(job: Job) -> list[str]:
+    """A data set that is wired and never trained on is an oversight."""
+    if not job.stages or any(stage.dataset is None or stage.dataset is job.dataset for stage in job.stages):
+        return []
+    return ["Every stage has a data set of its own, so that of the run itself is not trained on."]
 
 
 def _precision_warnings(job: Job) -> list[str]:
@@ -152,9 +153,8 @@ def _precision_warnings(job: Job) -> list[str]:
     ]
 
 
-def _caption_warnings(job: Job) -> list[str]:
+def _caption_warnings(dataset: Dataset) -> list[str]:
     """A data set whose captions were not found trains without a word, and nothing calls what it learned."""
-    dataset = job.dataset
     prefixed = np.array([bool(subset.caption_prefix.strip()) for subset in dataset.subsets])
     silent = (dataset.tags.lengths == 0) & ~prefixed[dataset.subset_index] & ~dataset.is_reg
     count, of = int(silent.sum()), int((~dataset.is_reg).sum())
@@ -164,17 +164,6 @@ def _caption_warnings(job: Job) -> list[str]:
         f"{count} of {of} pictures have no caption: what they show sticks to every prompt. Put cat.txt beside cat.png, "
         "tag them, or give the data set a class_text or caption_prefix."
     ]
-
-
-def bucket_rule(job: Job) -> BucketRule:
-    """Returns the rule by which pictures get their buckets."""
-    return BucketRule(
-        resolution_px=job.params.resolution_px,
-        step_px=job.params.bucket_step_px,
-        min_px=job.params.bucket_min_px,
-        max_px=job.params.bucket_max_px,
-        upscale=job.params.upscale,
-    )
 
 
 def _trained_parts(job: Job, network: Network, targeting: Targeting) -> tuple[tuple[str, ...], bool, bool]:
@@ -235,9 +224,6 @@ class Plan:
     Attributes:
         checked: the job.
         run_name: name of the run.
-        num_images: pictures in the data set that are trained on, before repeats.
-        num_train_images: after repeats, regularisation left out.
-        num_reg_images: regularisation pictures of an epoch.
         num_modules: adapted modules by part.
         num_parameters: trained numbers by part.
         num_kept: checkpoints that will lie on disk at the end, the last one included.
@@ -248,9 +234,6 @@ class Plan:
 
     checked: Checked
     run_name: str
-    num_images: int
-    num_train_images: int
-    num_reg_images: int
     num_modules: dict[str, int]
     num_parameters: dict[str, int]
     num_kept: int
@@ -260,13 +243,18 @@ class Plan:
 
     @property
     def epochs(self) -> float:
-        """How often the data set is gone through."""
-        return self.checked.job.params.steps * self.checked.batches_per_update / self.checked.batches_per_epoch
+        """How often the data sets are gone through."""
+        return sum(stage.epochs for stage in self.checked.stages)
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Updates in one epoch."""
-        return self.checked.batches_per_epoch / self.checked.batches_per_update
+    def num_train_images(self) -> int:
+        """Pictures of an epoch after repeats, regularisation left out; of all data sets."""
+        return sum(seen_images(dataset, is_reg=False) for dataset in self.checked.datasets)
+
+    @property
+    def num_reg_images(self) -> int:
+        """Regularisation pictures of an epoch; of all data sets."""
+        return sum(seen_images(dataset, is_reg=True) for dataset in self.checked.datasets)
 
     @property
     def file_bytes(self) -> int:
@@ -298,12 +286,12 @@ class Plan:
         return "\n".join(
             [
                 f"Plan of {self.run_name}: {params.steps} steps on {self._base_text()}.",
-                f"Pictures: {self.num_images}, {self.num_train_images} after repeats, and {self.num_reg_images} for "
-                f"regularisation; {self._skipped_text()}.",
-                f"Buckets: {self._buckets_text()}.",
-                f"Batches: {checked.batches_per_epoch} of up to {params.batch_size} in an epoch, "
-                f"{self._update_text()} for an update: {self.steps_per_epoch:.4g} steps in an epoch, "
-                f"{self.epochs:.3g} epochs.",
+                *stages_lines(
+                    checked.stages,
+                    checked.optimizer_params,
+                    train_unet=checked.train_unet,
+                    train_text_encoder=checked.train_text_encoder,
+                ),
                 f"Trained: {self._parts_text()}; blocks {normal_blocks(job.blocks) or 'ALL'}.",
                 f"Optimizer: {job.optimizer.name}, {self._rates_text()}, schedule {checked.schedule.name}, "
                 f"warm-up {checked.optimizer_params.warmup_steps} steps; objective {checked.objective.name}.",
@@ -322,21 +310,6 @@ class Plan:
             extras.append(f"VAE {base.vae_name or base.vae_path.name}")
         extras.extend(f"{lora.name} merged in at {lora.strength_model:g}" for lora in base.loras)
         return f"{base.name} ({'; '.join(extras)})"
-
-    def _update_text(self) -> str:
-        images = self.checked.job.params.accumulation_images
-        return f"at least {images} pictures" if images else f"{self.checked.batches_per_update:g}"
-
-    def _skipped_text(self) -> str:
-        skipped = self.checked.job.dataset.skipped
-        shown = "; ".join(str(entry) for entry in skipped[-SKIPPED_SHOWN:])
-        return f"{len(skipped)} files left out" + (f" ({shown})" if shown else "")
-
-    def _buckets_text(self) -> str:
-        counts = self.checked.buckets.counts(effective_repeats(self.checked.job.dataset))
-        sizes = [f"{w}x{h} px: {n}" for (w, h), n in zip(self.checked.buckets.sizes, counts, strict=True)]
-        shown = ", ".join(sizes[:12])
-        return shown if len(sizes) <= 12 else f"{shown} and {len(sizes) - 12} more"
 
     def _parts_text(self) -> str:
         words = []
@@ -364,8 +337,6 @@ class Plan:
 
 def make_plan(checked: Checked, adapter: AdapterSet, targets: Sequence[Target]) -> Plan:
     """Returns the plan of a checked job, from the adapter on the loaded model's chosen targets."""
-    job = checked.job
-    repeats, is_reg = effective_repeats(job.dataset), job.dataset.is_reg
     tensors = adapter.file_tensors()
     modules: dict[str, int] = {}
     for target in targets:
@@ -376,10 +347,7 @@ def make_plan(checked: Checked, adapter: AdapterSet, targets: Sequence[Target]) 
     }
     return Plan(
         checked=checked,
-        run_name=job.run_name(),
-        num_images=int((~is_reg).sum()),
-        num_train_images=int(repeats[~is_reg].sum()),
-        num_reg_images=int(repeats[is_reg].sum()),
+        run_name=checked.job.run_name(),
         num_modules=modules,
         num_parameters=parameters,
         num_kept=_num_kept(checked),
@@ -405,7 +373,10 @@ def _sizes_text(adapter: AdapterSet) -> str:
 
 def _num_kept(checked: Checked) -> int:
     params = checked.job.params
-    per_save = params.save_every_epochs * checked.batches_per_epoch
     saves = params.steps // params.save_every_steps if params.save_every_steps else 0
-    saves += int(params.steps * checked.batches_per_update) // per_save if per_save else 0
+    if params.save_every_epochs:
+        for stage in checked.stages:
+            per_save = params.save_every_epochs * stage.batches_per_epoch
+            saves += int(stage.steps * stage.batches_per_update) // per_save
+    saves += len(checked.stages) - 1
     return 1 + (min(saves, params.keep_last) if params.keep_last else saves)

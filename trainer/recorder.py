@@ -20,6 +20,7 @@ from .metadata import step_metadata
 from .plan import Plan
 from .precision import Precision
 from .run import RunFolder
+from .staged import stage_at
 from .weights import AdapterWeights
 
 
@@ -38,6 +39,7 @@ class RunRecorder:
         loras_dir: where LoRAs are published.
         progress: is told of what was saved.
         weights: the adapter's parameters as the optimizer sees them.
+        epochs_done: batches of the run -> epochs begun.
         average: a moving average of the adapter, saved with it and shown instead of it; or None.
         losses: of all steps so far.
         report: of the last LoRA file.
@@ -54,6 +56,7 @@ class RunRecorder:
     loras_dir: Path
     progress: Progress
     weights: AdapterWeights
+    epochs_done: Callable[[int], int]
     average: MovingAverage | None = None
     losses: list[float] = field(default_factory=list)
     report: LoraFileReport | None = None
@@ -67,7 +70,8 @@ class RunRecorder:
 
     def rows(self, rows: Sequence[Row]) -> None:
         """Adds rows to ``metrics.csv``."""
-        self.run.append_metrics(rows)
+        stages = self.plan.checked.stages
+        self.run.append_metrics([(row, stage_at(stages, row.step - 1).number) for row in rows])
         self.losses.extend(row.loss for row in rows)
 
     def save(self, standing: Standing, *, kept: bool) -> None:
@@ -145,14 +149,14 @@ class RunRecorder:
         return untaught_part(self.adapter) is not None
 
     def _moved(self, step: int) -> bool:
-        factor, course = self.plan.checked.schedule.factor, self.plan.checked.course
-        return any(factor(past, course) > 0.0 for past in range(step))
+        groups = [str(group["name"]) for group in self.optimizer.param_groups]
+        return any(self.plan.checked.share(past, group) > 0.0 for past in range(step) for group in groups)
 
     def _lora_writer(self, standing: Standing) -> Callable[[Path], None]:
         step = standing.step
 
         def write(path: Path) -> None:
-            epoch = -(-standing.batches_done // self.plan.checked.batches_per_epoch)
+            epoch = self.epochs_done(standing.batches_done)
             named = step_metadata(
                 self.plan, step=step, epoch=epoch, finished_at=time.time(), output_name=self.file_name(step)
             )

@@ -30,6 +30,7 @@ METRICS_COLUMNS = (
     "images_seen",
     "seconds",
     "effective_lr",
+    "stage",
 )
 
 
@@ -199,8 +200,8 @@ class RunFolder:
         writer.writerows([_cell(name, row[name]) for name in METRICS_COLUMNS] for row in rows)
         write_text(self.folder / METRICS_FILE, text.getvalue())
 
-    def append_metrics(self, rows: Sequence[Row]) -> None:
-        """Adds rows to ``metrics.csv``.
+    def append_metrics(self, rows: Sequence[tuple[Row, int]]) -> None:
+        """Adds rows to ``metrics.csv``, each with the number of its stage.
 
         Raises:
             StorageError: the disk is full or cannot be written.
@@ -211,7 +212,7 @@ class RunFolder:
         try:
             with open(path, "a", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
-                writer.writerows([_cell(name, value) for name, value in _columns(row).items()] for row in rows)
+                writer.writerows([_cell(name, value) for name, value in _columns(*row).items()] for row in rows)
         except OSError as cause:
             raise storage_error("write", path, cause) from cause
 
@@ -293,7 +294,7 @@ def check_writable(folder: Path, what: str) -> None:
         ) from cause
 
 
-def _columns(row: Row) -> dict[str, float]:
+def _columns(row: Row, stage: int) -> dict[str, float]:
     return {
         "step": row.step,
         "epoch": row.epoch,
@@ -304,6 +305,7 @@ def _columns(row: Row) -> dict[str, float]:
         "images_seen": row.images_seen,
         "seconds": row.seconds,
         "effective_lr": row.effective_lr,
+        "stage": stage,
     }
 
 
@@ -314,7 +316,7 @@ def _first_rate(row: Row, part: str) -> float:
 
 
 def _cell(name: str, value: float) -> str:
-    if name in ("step", "epoch", "images_seen"):
+    if name in ("step", "epoch", "images_seen", "stage"):
         return str(int(value))
     return f"{value:.3f}" if name == "seconds" else repr(float(value))
 
@@ -328,8 +330,9 @@ def _read_rows(path: Path) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     for cells in csv.DictReader(io.StringIO(whole)):
         try:
-            # the column of effective rates came later; before it, they were those that are set
+            # the last columns came later: before them, the rates were those that are set, and a run was one stage
             cells.setdefault("effective_lr", max(cells["lr_unet"], cells["lr_text_encoder"], key=float))
+            cells.setdefault("stage", "1")
             rows.append({name: float(cells[name]) for name in METRICS_COLUMNS})
         except (KeyError, TypeError, ValueError):
             break  # a power cut can leave zeros at the end; those steps come after the last checkpoint

@@ -1,12 +1,15 @@
 """One stretch of training in the folder of a run: load, plan, cache, train, finish."""
 
 import contextlib
+import copy
 import logging
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,12 +20,13 @@ from ..core.progress import Progress
 from ..dataset.captions import caption_for, captions_vary
 from ..families._base import vae_hash
 from ..families._checkpointing import recompute_activations
-from ..families._spec import Components
+from ..families._spec import Components, Family
 from ..families._targets import every_target
 from ..networks._attach import AdapterSet
 from .average import MovingAverage
 from .base_model import load_frozen
 from .checkpoints import State, latest_readable, list_checkpoints
+from .config import Job
 from .feed import Feed
 from .latents import LatentCache
 from .loop import Learner, Route, Standing, train
@@ -32,6 +36,7 @@ from .plan import Checked, Plan, make_plan, saves_at
 from .precision import TORCH_DTYPES, OutOfMemory, Precision
 from .recorder import RunRecorder, standing_of
 from .run import RunFolder, RunRef, open_run
+from .staged import Stage, StagedFeed, StageProgress, joined, stage_at
 from .starting import started
 from .texts import KeptTexts, LiveTexts, Texts
 from .weights import AdapterWeights
@@ -121,7 +126,7 @@ def train_held(
     progress: Progress,
     *,
     base_sha256: str,
-    contents: list[str],
+    contents: Sequence[Sequence[str]],
     start: Start | None,
 ) -> RunResult:
     """Trains the run that this process holds, from wherever it stands to its end.
@@ -133,10 +138,10 @@ def train_held(
         device: where to train.
         progress: shows, and cancels.
         base_sha256: of the base model's file.
-        contents: content hash of every picture.
+        contents: content hash of every picture of every stage.
         start: the parent's state, for a run that continues another.
     """
-    job, family = checked.job, checked.family
+    job, family, stages = checked.job, checked.family, checked.stages
     total_steps = job.params.steps
     precision = Precision(job.params.precision, device)
     loaded = _Loaded(Components())
@@ -168,24 +173,15 @@ def train_held(
         del targets  # they hold the model's modules
 
         # latents
-        latents = LatentCache(
-            places.cache_dir,
-            job.dataset,
-            buckets=checked.buckets,
-            contents=contents,
-            vae_identity=f"{family.name} {vae_hash(job.base, base_sha256, progress)}",
-            flips=[job.dataset.subset_of(number).flip for number in range(len(job.dataset))],
-            progress=progress,
-        )
-        latents.fill(
-            family,
-            lambda: (
-                family.load(
-                    job.base.path, parts=("vae",), dtype=torch.float32, device=device, vae_path=job.base.vae_path
-                ).vae
-            ),
-            progress,
-        )
+        vae_identity = f"{family.name} {vae_hash(job.base, base_sha256, progress)}"
+        caches = [
+            _latent_cache(stage, hashes, places, vae_identity, progress)
+            for stage, hashes in zip(stages, contents, strict=True)
+        ]
+        load_vae = lru_cache(partial(_load_vae, job, family, device))
+        for cache in caches:
+            cache.fill(family, load_vae, progress)
+        load_vae.cache_clear()  # a damaged file of the cache would load it again
 
         # what is trained, on the device
         _move(loaded, device)
@@ -195,6 +191,15 @@ def train_held(
         average = None
         if job.params.ema_decay > 0.0:
             average = MovingAverage(loaded.adapter, decay=job.params.ema_decay)
+        before_step = _new_beginnings(stages, optimizer, weights)
+        accepted_stems = family.accepted_stems(loaded.components)
+        texts = _texts(checked, loaded, progress)
+        feed = joined(
+            stages,
+            [_feed(stage, cache, texts, family, device) for stage, cache in zip(stages, caches, strict=True)],
+            accumulation_steps=job.params.gradient_accumulation_steps,
+            accumulation_images=job.params.accumulation_images,
+        )
         recorder = RunRecorder(
             run=run,
             plan=plan,
@@ -204,47 +209,37 @@ def train_held(
             metadata=fixed_metadata(
                 plan, base_hash=base_sha256, started_at=time.time(), session_id=random.SystemRandom().getrandbits(32)
             ),
-            accepted_stems=family.accepted_stems(loaded.components),
+            accepted_stems=accepted_stems,
             loras_dir=places.loras_dir,
             progress=progress,
             weights=weights,
+            epochs_done=feed.epochs_done,
             average=average,
         )
         begun = _take_up(run, recorder, start, accumulation_steps=job.params.gradient_accumulation_steps)
         step = begun.step
 
         # the loop
-        texts = _texts(checked, loaded, progress)
         learner = Learner(
             predict=lambda noisy, timesteps, text, conditioning: family.predict(
                 loaded.components.unet, noisy, timesteps, text, conditioning=conditioning
             ),
-            batches=Feed(
-                dataset=job.dataset,
-                buckets=checked.buckets,
-                batch_size=job.params.batch_size,
-                seed=job.params.seed,
-                latents=latents,
-                texts=texts,
-                latent_scale=family.latent_scale,
-                prior_loss_weight=job.params.prior_loss_weight,
-                device=device,
-                takes_sizes=family.takes_sizes,
-            ),
+            batches=feed,
             objective=checked.objective,
             objective_params=job.objective.params,
             alphas_cumprod=_noise_schedule(checked).to(device),
             optimizer=optimizer,
             weights=weights,
-            factor=checked.schedule.factor,
-            course=checked.course,
+            share=checked.share,
             precision=precision,
             device=device,
             average=average,
+            before_step=before_step,
             after_update=loaded.adapter.limit_norms if loaded.adapter.limits_norms else None,
         )
         run.write_status("running", step=step, total_steps=total_steps, seconds=begun.seconds)
-        step = train(learner, _route(checked, begun), recorder, progress)
+        shown = progress if len(stages) == 1 else StageProgress(progress, stages)
+        step = train(learner, _route(checked, feed, begun), recorder, shown)
         return _finish(run, recorder, plan, steps_done=step - begun.step)
     except BaseException as failure:
         if recorder is None or not recorder.cancelled:
@@ -264,8 +259,57 @@ def _noise_schedule(checked: Checked) -> torch.Tensor:
     ).to(torch.float32)
 
 
-def _route(checked: Checked, begun: Standing) -> Route:
-    params = checked.job.params
+def _load_vae(job: Job, family: Family, device: torch.device) -> Any:
+    path, vae_path = job.base.path, job.base.vae_path
+    return family.load(path, parts=("vae",), dtype=torch.float32, device=device, vae_path=vae_path).vae
+
+
+def _latent_cache(
+    stage: Stage, contents: Sequence[str], places: Places, vae_identity: str, progress: Progress
+) -> LatentCache:
+    dataset = stage.job.dataset
+    return LatentCache(
+        places.cache_dir,
+        dataset,
+        buckets=stage.buckets,
+        contents=contents,
+        vae_identity=vae_identity,
+        flips=[dataset.subset_of(number).flip for number in range(len(dataset))],
+        progress=progress,
+    )
+
+
+def _feed(stage: Stage, latents: LatentCache, texts: Texts, family: Family, device: torch.device) -> Feed:
+    return Feed(
+        dataset=stage.job.dataset,
+        buckets=stage.buckets,
+        batch_size=stage.job.params.batch_size,
+        seed=stage.seed,
+        latents=latents,
+        texts=texts,
+        latent_scale=family.latent_scale,
+        prior_loss_weight=stage.job.params.prior_loss_weight,
+        device=device,
+        takes_sizes=family.takes_sizes,
+    )
+
+
+def _route(checked: Checked, feed: StagedFeed, begun: Standing) -> Route:
+    params, stages = checked.job.params, checked.stages
+    ends = {stage.end_step for stage in stages}
+
+    def saves(step: int, batches_before: int, batches_done: int) -> bool:
+        stage = stage_at(stages, step - 1)
+        first = feed.starts[stage.number - 1]
+        return step in ends or saves_at(
+            step,
+            every_steps=params.save_every_steps,
+            every_epochs=params.save_every_epochs,
+            batches_per_epoch=stage.batches_per_epoch,
+            batches_before=batches_before - first,
+            batches_done=batches_done - first,
+        )
+
     return Route(
         first_step=begun.step,
         total_steps=params.steps,
@@ -273,18 +317,38 @@ def _route(checked: Checked, begun: Standing) -> Route:
         accumulation_steps=params.gradient_accumulation_steps,
         accumulation_images=params.accumulation_images,
         max_grad_norm=params.max_grad_norm,
-        saves_at=lambda step, batches_before, batches_done: saves_at(
-            step,
-            every_steps=params.save_every_steps,
-            every_epochs=params.save_every_epochs,
-            batches_per_epoch=checked.batches_per_epoch,
-            batches_before=batches_before,
-            batches_done=batches_done,
-        ),
+        saves_at=saves,
         batches_done=begun.batches_done,
         images_seen=begun.images_seen,
         seconds=begun.seconds,
     )
+
+
+def _new_beginnings(
+    stages: Sequence[Stage], optimizer: torch.optim.Optimizer, weights: AdapterWeights
+) -> Callable[[int], None] | None:
+    """Returns what lets the optimizer forget all it knows where a stage wants that; None if no stage does.
+
+    All of an optimizer's state goes through its ``state_dict``, so the one it has before its first step brings it back
+    there. One that averages the weights itself goes on from its average.
+    """
+    steps = {stage.first_step for stage in stages if stage.begins_anew}
+    if not steps:
+        return None
+    first_state = copy.deepcopy(optimizer.state_dict())
+
+    def before_step(step: int) -> None:
+        if step not in steps:
+            return
+        averages = hasattr(optimizer, "train") and hasattr(optimizer, "eval")
+        if averages:
+            optimizer.eval()
+            weights.show()
+        optimizer.load_state_dict(copy.deepcopy(first_state))
+        if averages:
+            optimizer.train()
+
+    return before_step
 
 
 def _take_up(run: RunFolder, recorder: RunRecorder, start: Start | None, *, accumulation_steps: int) -> Standing:
@@ -351,14 +415,14 @@ def _load_optimizer(
 
 def _texts(checked: Checked, loaded: _Loaded, progress: Progress) -> Texts:
     """Live encoding where the encoder is trained or captions vary; else kept states, the encoder freed if all fit."""
-    clip_skip, dataset = checked.job.params.clip_skip, checked.job.dataset
-    if checked.train_text_encoder or captions_vary(dataset):
+    clip_skip, datasets = checked.job.params.clip_skip, checked.datasets
+    if checked.train_text_encoder or any(captions_vary(dataset) for dataset in datasets):
         return LiveTexts(
             checked.family, loaded.components, clip_skip=clip_skip, with_gradients=checked.train_text_encoder
         )
     encoder = Components(text_encoders=loaded.components.text_encoders, tokenizers=loaded.components.tokenizers)
     texts = KeptTexts(checked.family, encoder, clip_skip=clip_skip)
-    if texts.fill([caption_for(dataset, number, 0) for number in range(len(dataset))], progress):
+    if texts.fill([caption_for(dataset, n, 0) for dataset in datasets for n in range(len(dataset))], progress):
         texts.free()
         loaded.components.text_encoders = ()
     return texts

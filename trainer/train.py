@@ -19,7 +19,7 @@ from ..families._base import Base, identity_hash
 from ..networks._spec import networks
 from .caches import ContentIndex, own_index
 from .checkpoints import Checkpoint, list_checkpoints, load_state
-from .config import Job, TrainParams
+from .config import Job, TrainParams, hash_of
 from .manifest import data_hash, make_manifest
 from .objectives._spec import objectives
 from .optimizers._spec import OptimizerParams, optimizers
@@ -189,12 +189,11 @@ def _train_lora(
     with _index_of(places, progress) as opened:
         index = ContentIndex(opened)
         base_sha256 = index.base_hash(job.base, progress)
-        contents = index.contents(job.dataset, progress)
-    if contents.damaged:
-        checked = _without_damaged(checked, contents.damaged, progress)
-        job = checked.job
-    hashes = [value for number, value in enumerate(contents.hashes) if number not in contents.damaged]
-    content_hash = data_hash(job.dataset, hashes)
+        job, contents = _decodable(checked, index, progress)
+    if job is not checked.job:
+        checked = check_job(job)
+    hashes = [data_hash(stage.job.dataset, found) for stage, found in zip(checked.stages, contents, strict=True)]
+    content_hash = hashes[0] if not job.stages else hash_of(hashes)
     base_id = identity_hash(job.base, base_sha256, progress)
     key = job.key(base_hash=base_id, data_hash=content_hash)
     folder, finished = _find(job, places, key)
@@ -208,20 +207,27 @@ def _train_lora(
     with RunFolder.held(folder) as run, around():
         # The name of an interrupted run stays as it was begun.
         checked = replace(checked, job=job.with_params(run_name=str(run.manifest["run_name"])))
-        return train_held(checked, run, places, device, progress, base_sha256=base_sha256, contents=hashes, start=start)
+        return train_held(
+            checked, run, places, device, progress, base_sha256=base_sha256, contents=contents, start=start
+        )
 
 
-def _without_damaged(checked: Checked, damaged: Mapping[int, str], progress: Progress) -> Checked:
-    """Checks the job anew without the pictures that cannot be decoded, which are told.
-
-    Raises:
-        InputError: no picture is left to train on.
-    """
-    dataset = checked.job.dataset
-    left = dataset.without(damaged)
-    for skipped in left.skipped[len(dataset.skipped) :]:
-        progress.status(f"left out {skipped}")
-    return check_job(replace(checked.job, dataset=left))
+def _decodable(checked: Checked, index: ContentIndex, progress: Progress) -> tuple[Job, list[list[str]]]:
+    """Returns the job without the pictures that cannot be decoded, which are told, and the contents of every stage."""
+    found = {id(dataset): index.contents(dataset, progress) for dataset in checked.datasets}
+    hashes = [
+        [value for number, value in enumerate(contents.hashes) if number not in contents.damaged]
+        for contents in (found[id(stage.job.dataset)] for stage in checked.stages)
+    ]
+    if not any(contents.damaged for contents in found.values()):
+        return checked.job, hashes
+    left = {id(dataset): dataset.without(found[id(dataset)].damaged) for dataset in checked.datasets}
+    for dataset in checked.datasets:
+        for skipped in left[id(dataset)].skipped[len(dataset.skipped) :]:
+            progress.status(f"left out {skipped}")
+    job = checked.job
+    stages = tuple(replace(stage, dataset=left.get(id(stage.dataset))) for stage in job.stages)
+    return replace(job, dataset=left.get(id(job.dataset), job.dataset), stages=stages), hashes
 
 
 def _find(job: Job, places: Places, key: str) -> tuple[Path | None, RunInfo | None]:

@@ -13,7 +13,6 @@ from lora_atelier.trainer.loop import Learner, Route, Row, Standing, train
 from lora_atelier.trainer.objectives._spec import objectives
 from lora_atelier.trainer.optimizers._spec import ParamGroup, optimizers
 from lora_atelier.trainer.precision import Precision
-from lora_atelier.trainer.schedules._spec import Course, schedules
 from lora_atelier.trainer.weights import AdapterWeights
 
 ALPHAS = torch.linspace(0.999, 0.005, 1000)
@@ -93,8 +92,7 @@ def run(
         alphas_cumprod=ALPHAS,
         optimizer=spec.build([ParamGroup(name="unet", lr=params.lr_unet, parameters=[scale])], params),
         weights=AdapterWeights(stochastic_rounding=False),
-        factor=schedules()["constant"].factor,
-        course=Course(total_steps=steps),
+        share=lambda step, group: 1.0,
         precision=Precision("fp32", torch.device("cpu")),
         device=torch.device("cpu"),
     )
