@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.errors import FormatError, InputError
 from ..core.progress import Progress
 from ..core.tensors import Header, TensorFile
+from ..core.transfer import to_device
 from ._emphasis import Segments, parse_emphasis
 from ._single_file import FilePart, build_on_meta, fill_module
 from ._spec import Kind, Target, TextEncoderSpec, TextOptions
@@ -173,7 +174,7 @@ def encode_ids(model: Any, ids: Tensor, spec: TextEncoderSpec, *, layer: int) ->
         hidden [batch, tokens, channels] and pooled [batch, channels], projected where the spec says so.
     """
     inner = inner_text_model(model)
-    ids = ids.to(inner.final_layer_norm.weight.device)
+    ids = to_device(ids, inner.final_layer_norm.weight.device)
     layer -= spec.dropped_layers
     if layer < 1:
         raise InputError(f"the last layer of the {spec.title} is not built, because no model uses it; take another")
@@ -235,8 +236,8 @@ def encode_segments(
         ]
         weighted = bool((weights != 1.0).any())
         states.append(weighted_states(joined[0], joined[1][:, 0]) if weighted else joined[0])
-    firsts = torch.tensor([0, *itertools.accumulate(counts[:-1])], device=pooled.device)
-    return same_length(states), pooled[firsts]
+    firsts = torch.tensor([0, *itertools.accumulate(counts[:-1])])
+    return same_length(states), pooled[to_device(firsts, pooled.device)]
 
 
 def _pooled(output: Any, spec: TextEncoderSpec) -> Tensor:

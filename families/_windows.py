@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..core.transfer import to_device
+
 LARGE_WORD_TOKENS = 8
 """Weighted segments with fewer tokens are not torn at the end of a window (ComfyUI's ``max_word_length``)."""
 
@@ -111,7 +113,7 @@ def weighted_states(hidden: Tensor, weights: Tensor) -> Tensor:
 
     Source: AUTOMATIC1111's ``EmphasisOriginal``, and kohya's ``get_weighted_text_embeddings``.
     """
-    moved = hidden * weights.to(hidden).unsqueeze(-1)
+    moved = hidden * to_device(weights, hidden.device).to(hidden.dtype).unsqueeze(-1)
     mean, moved_mean = hidden.float().mean(), moved.float().mean()
     # A mean that vanishes beside the numbers themselves cannot be brought back by a factor.
     usable = moved_mean.abs() > SMALLEST_MEAN * moved.float().abs().mean()

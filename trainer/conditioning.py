@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..core.transfer import to_device
 from ..dataset.buckets import Bucket
 from ..dataset.views import View
 from ..families._spec import Conditioning
@@ -49,6 +50,6 @@ def conditioning_of(views: Sequence[View], device: torch.device) -> Conditioning
     target = [(view.bucket.height, view.bucket.width) for view in views]
 
     def tensor(pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-        return torch.tensor(pairs, dtype=torch.int64).to(device, non_blocking=True)
+        return to_device(torch.tensor(pairs, dtype=torch.int64), device)
 
     return Conditioning(original_size=tensor(original), crop=tensor(crops), target_size=tensor(target))

@@ -8,6 +8,7 @@ import pytest
 from atelier_tests.headless.test_bad_input import check_message, contents, run, tiny_base, world
 from atelier_tests.helpers import bad_world as bad
 from atelier_tests.helpers.api_graphs import node, train
+from atelier_tests.trainer.test_train import spoil
 from lora_atelier.core.errors import AtelierError
 
 __all__ = ["tiny_base", "world"]
@@ -31,11 +32,8 @@ def prodigy(**second):
 
 
 def only_broken(world):
-    bad.broken_pictures(world)
-    # of the right size by its header, and cut off behind it
-    source = (world.input / "good" / "0.png").read_bytes()
     (world.input / "cut").mkdir()
-    (world.input / "cut" / "a.png").write_bytes(source[: len(source) * 2 // 3])
+    spoil(world.input / "cut" / "a.png")
 
 
 def only_reg(world):
@@ -59,7 +57,7 @@ CASES = [
     ("half a step", None, staged({"steps": 1.5}), ["steps is 1.5", "whole number"]),
     ("a size between the steps", None, staged(None, {"resolution_px": 100}), ["Stage 2", "resolution_px is 100", "64"]),
     ("a size beyond the buckets", None, staged(None, {"resolution_px": 128}), ["Stage 2", "128 x 128", "64"]),
-    ("a size too small", None, staged(None, {"resolution_px": 8}), ["Stage 2", "resolution_px is 8", "from 32"]),
+    ("a size too small", None, staged(None, {"resolution_px": 8}), ["Stage 2", "resolution_px is 8", "32 to 4096"]),
     ("a batch beyond all bounds", None, staged(None, {"batch_size": 5000}), ["batch_size is 5000", "1024"]),
     (
         "a batch larger than an update",
@@ -109,7 +107,7 @@ CASES = [
     ("an unknown beginning", None, staged(None, {"optimizer_state": "fresh"}), ["optimizer_state", "begin anew"]),
     ("an unknown reach", None, staged(None, {"schedule_over": "stage"}), ["schedule_over", "this stage"]),
     ("an empty folder", bad.empty_folder, with_data("empty"), ["empty", "picture"]),
-    ("pictures that are damaged", only_broken, with_data("cut"), ["Stage 2", "no picture"]),
+    ("pictures that are damaged", only_broken, with_data("cut"), ["no picture in", "cut", "a.png", "damaged"]),
     (
         "nothing but regularisation",
         only_reg,

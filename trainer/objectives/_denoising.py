@@ -7,6 +7,7 @@ import torch
 
 from ...core.errors import InputError
 from ...core.params import Params, param
+from ...core.transfer import to_device
 from ._distance import HUBER_SCHEDULES, LOSSES, element_loss, huber_c
 from ._noise import draw_noise, perturbed
 from ._spec import Question
@@ -203,9 +204,9 @@ def ask_about(
             noise, generator=generator, gamma=params.ip_noise_gamma, random_strength=params.ip_noise_random
         )
     device = latents.device
-    given = noise.to(device, non_blocking=True)
-    shown = given if seen is noise else seen.to(device, non_blocking=True)
-    timesteps = timesteps.to(device, non_blocking=True)
+    given = to_device(noise, device)
+    shown = given if seen is noise else to_device(seen, device)
+    timesteps = to_device(timesteps, device)
     return Question(
         noisy_latents=add_noise(latents, shown, timesteps, alphas_cumprod=alphas_cumprod),
         timesteps=timesteps,

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from ...core.transfer import to_device
+
 
 def draw_noise(
     shape: torch.Size,
@@ -37,7 +39,7 @@ def draw_noise(
             adaptive_scale=adaptive_scale,
             channel_means=channel_means,
         )
-        noise = noise.to(offset.device, non_blocking=True) + offset
+        noise = to_device(noise, offset.device) + offset
     if multires_iterations > 0:
         noise = multires_noise(noise, generator=generator, iterations=multires_iterations, discount=multires_discount)
     return noise
@@ -69,9 +71,9 @@ def offset_noise(
         strengths = strengths * torch.rand((shape[0], 1, 1, 1), generator=generator, device=device)
     if adaptive_scale != 0.0 and channel_means is not None:
         # the means stay where they are: bringing them to the host would wait for the device
-        strengths = strengths.to(channel_means.device, non_blocking=True)
+        strengths = to_device(strengths, channel_means.device)
         strengths = (strengths + adaptive_scale * channel_means).clamp(min=0.0)
-        drawn = drawn.to(channel_means.device, non_blocking=True)
+        drawn = to_device(drawn, channel_means.device)
     return strengths * drawn
 
 
@@ -112,4 +114,4 @@ def perturbed(
     drawn = torch.randn(noise.shape, generator=generator, device=generator.device)
     if random_strength:
         drawn = drawn * torch.rand((noise.shape[0], 1, 1, 1), generator=generator, device=generator.device)
-    return noise + gamma * drawn.to(noise.device, non_blocking=True)
+    return noise + gamma * to_device(drawn, noise.device)
