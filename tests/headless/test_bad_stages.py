@@ -8,7 +8,6 @@ import pytest
 from atelier_tests.headless.test_bad_input import check_message, contents, run, tiny_base, world
 from atelier_tests.helpers import bad_world as bad
 from atelier_tests.helpers.api_graphs import node, train
-from atelier_tests.trainer.test_train import spoil
 from lora_atelier.core.errors import AtelierError
 
 __all__ = ["tiny_base", "world"]
@@ -29,11 +28,6 @@ def unet_only(first=None, second=None, **changes):
 
 def prodigy(**second):
     return staged(None, second, opt=node("AtelierOptimizerProdigy", lr_unet=1.0, lr_text_encoder=1.0))
-
-
-def only_broken(world):
-    (world.input / "cut").mkdir()
-    spoil(world.input / "cut" / "a.png")
 
 
 def only_reg(world):
@@ -107,7 +101,6 @@ CASES = [
     ("an unknown beginning", None, staged(None, {"optimizer_state": "fresh"}), ["optimizer_state", "begin anew"]),
     ("an unknown reach", None, staged(None, {"schedule_over": "stage"}), ["schedule_over", "this stage"]),
     ("an empty folder", bad.empty_folder, with_data("empty"), ["empty", "picture"]),
-    ("pictures that are damaged", only_broken, with_data("cut"), ["no picture in", "cut", "a.png", "damaged"]),
     (
         "nothing but regularisation",
         only_reg,
