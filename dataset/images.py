@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import io
 import os
 import struct
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ _TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 _HASH_CHUNK_BYTES = 1 << 20
+_HASH_BYTES = 16
+_EMPTY = "the file is empty (0 bytes)"
 
 
 class BadPicture(FormatError):
@@ -129,20 +132,24 @@ def read_header(path: Path | str, *, verify: bool = False) -> PictureHeader:
         raise BadPicture(path, _reason_of(error, path)) from error
 
 
-def load_image(path: Path | str, *, least_px: int = 0) -> Image.Image:
+def load_image(path: Path | str, *, least_px: int = 0, data: bytes | None = None) -> Image.Image:
     """Decodes a picture to an upright RGB image on white (first frame of an animation).
 
     Args:
         path: The picture.
         least_px: A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which is quicker, as long as its longer side
             keeps at least so many pixels; 0 decodes all of it.
+        data: The file's bytes where they were read already; ``path`` then only names the picture.
 
     Raises:
         BadPicture: As :func:`read_header`, and for damage that only decoding finds.
     """
-    _size_bytes(path)
+    if data is None:
+        _size_bytes(path)
+    elif not data:
+        raise BadPicture(path, _EMPTY)
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with Image.open(path if data is None else io.BytesIO(data), formats=_formats()) as image:
             _check_kind(path, image)
             check_size(path, *_upright_size(image))
             if least_px:
@@ -150,7 +157,9 @@ def load_image(path: Path | str, *, least_px: int = 0) -> Image.Image:
             # Pillow's TIFF plug-in turns the pixels itself while it loads them.
             upright = None if image.format == "TIFF" else _TRANSPOSES.get(_orientation(image))
             rgb = _to_rgb(image)
-            return rgb if upright is None else rgb.transpose(upright)
+            rgb = rgb if upright is None else rgb.transpose(upright)
+            rgb.info.clear()  # the orientation in it was applied here; nobody is to apply it again
+            return rgb
     except BadPicture:
         raise
     except Exception as error:
@@ -180,14 +189,19 @@ def content_hash(path: Path | str) -> str:
         raise BadPicture(path, _reason_of(error, path)) from error
 
 
-def load_row(dataset: "Dataset", index: int) -> Image.Image:
+def content_hash_of(data: bytes) -> bytes:
+    """What :func:`content_hash` gives for a file of these bytes, as 16 bytes."""
+    return hashlib.blake2b(data, digest_size=_HASH_BYTES).digest()
+
+
+def load_row(dataset: "Dataset", index: int, *, data: bytes | None = None) -> Image.Image:
     """Decodes a picture of a data set as :func:`load_image` does, and crops it where the table has a crop.
 
     Raises:
         BadPicture: As :func:`load_image`; or the picture became smaller than its crop.
     """
     path, crop = dataset.path(index), dataset.crop(index)
-    image = load_image(path)
+    image = load_image(path, data=data)
     if crop is None:
         return image
     if crop[2] > image.width or crop[3] > image.height:
@@ -245,7 +259,7 @@ def scaled_crop(
 
 @functools.lru_cache(maxsize=65536)
 def _content_hash(path: str, size_bytes: int, mtime_ns: int) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=_HASH_BYTES)
     with open(path, "rb") as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
@@ -267,7 +281,7 @@ def _size_bytes(path: Path | str) -> int:
     except OSError as error:
         raise BadPicture(path, _reason_of(error, path)) from error
     if size_bytes == 0:
-        raise BadPicture(path, "the file is empty (0 bytes)")
+        raise BadPicture(path, _EMPTY)
     return size_bytes
 
 

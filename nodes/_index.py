@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 def index_if_usable(progress: Progress) -> Index | None:
     """The host's index; None where its file cannot be used (a network share), which is told: all works without it."""
     try:
-        return get_host().index()
+        index = get_host().index()
+        for note in index.take_notes():
+            progress.status(note)
+        return index
     except StorageError as refusal:
         progress.status(f"Nothing is remembered: {refusal}")
         return None

@@ -53,9 +53,9 @@ class ImageClassifier:
         self.identity = f"classifier-{'-'.join(known_sha256(path)[:16] for path in weights)}"
         self.preparation = f"{PREPARE_VERSION}-{self._spec.size_px}"
 
-    def decode(self, path: Path) -> Image.Image:
+    def decode(self, path: Path, data: bytes | None = None) -> Image.Image:
         """The picture of a file."""
-        return load_image(path)
+        return load_image(path, data=data)
 
     def prepared(self, image: Image.Image) -> NDArray[np.float32]:
         """A picture as input."""

@@ -69,9 +69,9 @@ class Embedder:
         names = tuple(str(number) for number in range(width))
         self.scored = Vocabulary(names=names, categories=("feature",) * width, argmax=(), bounded=False)
 
-    def decode(self, path: Path) -> Image.Image:
+    def decode(self, path: Path, data: bytes | None = None) -> Image.Image:
         """The picture of a file."""
-        return self._tagger.decode(path)
+        return self._tagger.decode(path, data)
 
     def prepared(self, image: Image.Image) -> NDArray[np.float32]:
         """A picture as input."""

@@ -3,13 +3,16 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..core.index import Index
 from ..dataset.headers import CONTENT_KIND, PictureFile, file_key
-from ..dataset.images import BadPicture, content_hash
+from ..dataset.images import BadPicture, content_hash, content_hash_of
 from ..dataset.table import Dataset
 
 HASH_BYTES = 16
+MOST_BYTES = 1 << 28
+"""A larger file is not held in memory whole: it is hashed in pieces and decoded from the disk."""
 
 
 def known_contents(index: Index, dataset: Dataset, rows: Sequence[int]) -> list[bytes | None]:
@@ -24,17 +27,48 @@ def known_contents(index: Index, dataset: Dataset, rows: Sequence[int]) -> list[
     return [value if value is not None and len(value) == HASH_BYTES else None for value in values]
 
 
-def read_content(path: Path) -> tuple[bytes, bytes]:
-    """Key and hash of a file as it is now.
+class ReadPicture(NamedTuple):
+    """A picture file as it was read.
+
+    ``file`` is its key in the index, ``content`` the hash of its bytes, ``data`` the bytes themselves (None for a file
+    that is too large to be kept in memory).
+    """
+
+    file: bytes
+    content: bytes
+    data: bytes | None
+
+
+def read_picture(path: Path, known: "KnownContent | None" = None) -> ReadPicture:
+    """Reads a file once, for its hash and to be decoded, so that the scores of these bytes are kept under their hash.
+
+    Args:
+        path: The file.
+        known: What its content is as long as its size and time are those.
 
     Raises:
         BadPicture: It cannot be read.
     """
     try:
-        facts = os.stat(path)
+        with open(path, "rb", buffering=0) as file:
+            facts = os.fstat(file.fileno())
+            data = file.read() if facts.st_size <= MOST_BYTES else None
+    except FileNotFoundError as cause:
+        raise BadPicture(path, "the file is gone") from cause
     except OSError as cause:
-        raise BadPicture(path, "the file is gone or cannot be read") from cause
-    return file_key(PictureFile(str(path), facts.st_size, facts.st_mtime_ns)), bytes.fromhex(content_hash(path))
+        raise BadPicture(path, f"the file cannot be read ({cause.strerror})") from cause
+    key = file_key(PictureFile(str(path), facts.st_size, facts.st_mtime_ns))
+    if known is not None and (known.size_bytes, known.mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+        return ReadPicture(key, known.content, data)
+    return ReadPicture(key, bytes.fromhex(content_hash(path)) if data is None else content_hash_of(data), data)
+
+
+class KnownContent(NamedTuple):
+    """What a file was found to contain when it had this size and time."""
+
+    content: bytes
+    size_bytes: int
+    mtime_ns: int
 
 
 def remember(index: Index, found: Iterable[tuple[bytes, bytes]]) -> None:

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from .taggers._spec import Pad, TaggerSpec
 
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 """Part of the key of every stored score: raised when the same file comes to reach a graph otherwise than before."""
 
 _FILTERS = {
@@ -63,6 +63,8 @@ def prepare(image: Image.Image, spec: TaggerSpec, *, height_px: int, width_px: i
 
 def flatten(image: Image.Image) -> Image.Image:
     """Return a picture as RGB, upright, with what is transparent on white."""
+    if image.mode == "RGB" and not image.info and type(image) is Image.Image:
+        return image  # as `load_image` gives them: nothing is left to do, and the steps below copy all pixels
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")

@@ -193,13 +193,17 @@ class Tagger:
             done += len(group)
             progress.update(done, max(total, done), f"{done} pictures tagged")
 
-    def decode(self, path: Path) -> Image.Image:
+    def decode(self, path: Path, data: bytes | None = None) -> Image.Image:
         """A picture file as this tagger sees it; a large JPEG at a fraction of its size.
+
+        Args:
+            path: The file.
+            data: Its bytes where they were read already.
 
         Raises:
             BadPicture: It cannot be used.
         """
-        return load_image(path, least_px=0 if self.spec.pad == "none" else self.least_px)
+        return load_image(path, least_px=0 if self.spec.pad == "none" else self.least_px, data=data)
 
     def prepared(self, image: Image.Image) -> NDArray[np.float32]:
         """A picture as the graph's input."""
@@ -225,7 +229,8 @@ class Tagger:
         for start in range(0, len(pictures), size := len(pictures) if self.is_batched else self._batch_size):
             group = list(pictures[start : start + size])
             full = group + [group[-1]] * (size - len(group))  # a graph of fixed batch size takes only full batches
-            outputs = self._session.run({self._input.name: np.stack(full)})
+            batch = full[0][np.newaxis] if len(full) == 1 else np.stack(full)
+            outputs = self._session.run({self._input.name: batch})
             scores.append(np.asarray(outputs[self._output], dtype=np.float32).reshape(size, -1)[: len(group)])
             if self._embedding is not None:
                 found = np.asarray(outputs[self._embedding], dtype=np.float32).reshape(size, -1)

@@ -84,6 +84,14 @@ class ScoreStore:
             tables.append(table)
         return _stacked(tables), there
 
+    def entry(self, key: bytes) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+        """The stored scores of one picture, or None; as `get`, but cheap where there is none."""
+        blob = self._index.get(self.kind, key)
+        if blob is None:
+            return None
+        table, found = self._decoded([blob])
+        return table.row(0) if found[0] else None
+
     def put(self, items: Sequence[tuple[bytes, NDArray[np.int32], NDArray[np.float32]]]) -> None:
         """Stores pictures' entries (key, ids, scores) in one transaction.
 
@@ -119,28 +127,28 @@ class ScoreStore:
         return self._decoded([blob if fine else None for blob, fine in zip(blobs, found, strict=True)])
 
 
-def merged(stored: SparseScores, fresh: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]]) -> SparseScores:
+def merged(stored: SparseScores, places: NDArray[np.int64], fresh: SparseScores) -> SparseScores:
     """Stored scores with those of some pictures put in.
 
     Args:
         stored: Of all pictures; nothing where there was none.
-        fresh: Ids and scores by picture.
+        places: Those that are put in, int64, each once.
+        fresh: Their scores, in that order.
     """
-    if not fresh:
+    if not len(places):
         return stored
-    order = sorted(fresh)
+    order = np.argsort(places)
+    places, fresh = places[order], fresh.take(order)
     lengths = np.diff(stored.offsets)
-    lengths[order] = [len(fresh[row][0]) for row in order]
-    offsets = _offsets(lengths)
     is_new = np.zeros(len(lengths), dtype=bool)
-    is_new[order] = True
+    is_new[places] = True
+    kept = np.repeat(~is_new, lengths)
+    lengths[places] = np.diff(fresh.offsets)
     of_new = np.repeat(is_new, lengths)
-    kept = np.repeat(~is_new, np.diff(stored.offsets))
     ids, values = np.empty(len(of_new), dtype=np.int32), np.empty(len(of_new), dtype=np.float32)
-    ids[of_new] = np.concatenate([fresh[row][0] for row in order])
-    values[of_new] = np.concatenate([fresh[row][1] for row in order])
+    ids[of_new], values[of_new] = fresh.ids, fresh.values
     ids[~of_new], values[~of_new] = stored.ids[kept], stored.values[kept]
-    return SparseScores(offsets=offsets, ids=ids, values=values)
+    return SparseScores(offsets=_offsets(lengths), ids=ids, values=values)
 
 
 def _first_of_row(table: SparseScores) -> NDArray[np.bool_]:

@@ -1,5 +1,7 @@
+import sqlite3
 import threading
 
+import numpy as np
 import pytest
 
 from atelier_tests.helpers.child import run_child
@@ -73,6 +75,103 @@ def test_a_damaged_file_is_moved_aside_and_told(tmp_path):
     assert "damaged" in said[0]
     (aside,) = tmp_path.glob("*.damaged-*")
     assert aside.read_bytes().startswith(b"no database")
+
+
+def damaged(path, page):
+    """Writes nonsense over a page in the middle of an index file, behind the back of whoever holds it."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    with open(path, "r+b") as file:
+        file.seek(page * size)
+        file.write(np.random.default_rng(0).bytes(size))
+
+
+def filled(index, number=4000):
+    index.put_many("scores", [(n.to_bytes(16, "big"), b"%d" % n * 20) for n in range(number)])
+    index.put_many("written", [(b"a.txt", b"hash")])
+
+
+def test_damage_met_later_is_moved_aside_and_what_can_be_read_is_kept(tmp_path):
+    path = tmp_path / "facts.sqlite"
+    said = []
+    with Index(path) as index:
+        filled(index)
+    with Index(path, status=said.append) as index:
+        assert index.get("scores", bytes(16))
+        damaged(path, 40)
+        keys = [n.to_bytes(16, "big") for n in range(4000)]
+        found = index.get_many("scores", keys)
+        lost = [n for n, value in enumerate(found) if value is None]
+        assert 0 < len(lost) < 200  # a page of them
+        assert all(value == b"%d" % n * 20 for n, value in enumerate(found) if value is not None)
+        assert index.get("written", b"a.txt") == b"hash"
+        index.put_many("scores", [(keys[n], b"again") for n in lost])
+        assert index.get("scores", keys[lost[0]]) == b"again"
+        (note,) = index.take_notes()
+        assert index.take_notes() == []
+    assert said == [note]
+    assert "facts.sqlite was damaged" in note
+    (aside,) = [file for file in tmp_path.glob("*.damaged-*") if not file.name.endswith(("-wal", "-shm"))]
+    assert aside.name in note
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_write_that_meets_damage_is_not_lost(tmp_path):
+    path = tmp_path / "facts.sqlite"
+    with Index(path) as index:
+        filled(index)
+    with Index(path) as index:
+        for page in range(2, 60):
+            damaged(path, page)
+        index.put_many("scores", [(n.to_bytes(16, "big"), b"new") for n in range(500, 600)])
+        assert index.get_many("scores", [n.to_bytes(16, "big") for n in range(500, 600)]) == [b"new"] * 100
+        assert len(index.take_notes()) == 1
+
+
+def test_threads_that_meet_damage_at_once_mend_it_once(tmp_path):
+    path = tmp_path / "facts.sqlite"
+    with Index(path) as index:
+        filled(index)
+    with Index(path) as index:
+        damaged(path, 40)
+        errors = []
+
+        def work(number):
+            try:
+                for _ in range(5):
+                    index.get_many("scores", [n.to_bytes(16, "big") for n in range(4000)])
+                    index.put_many("mine", [(b"%d" % number, b"v")])
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                index.release()
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert index.count("mine") == 4
+        assert len(index.take_notes()) == 1
+
+
+def test_a_file_that_another_process_has_mended_is_taken_as_it_is(tmp_path):
+    path = tmp_path / "facts.sqlite"
+    with Index(path) as first, Index(path) as second:
+        filled(first)
+        assert second.count("scores") == 4000
+        damaged(path, 40)
+        keys = [n.to_bytes(16, "big") for n in range(4000)]
+        first.get_many("scores", keys)
+        second.get_many("scores", keys)
+        second.put_many("mine", [(b"k", b"v")])
+        assert first.get("mine", b"k") == b"v"
+        assert second.take_notes() == []
+    assert len([file for file in tmp_path.glob("*.damaged-*") if not file.name.endswith(("-wal", "-shm"))]) == 1
 
 
 def test_a_folder_in_its_place_is_refused_with_the_way_out(tmp_path):

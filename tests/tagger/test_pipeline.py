@@ -13,7 +13,7 @@ from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from lora_atelier.core.errors import FormatError, InputError
 from lora_atelier.core.progress import Cancelled
 from lora_atelier.dataset.scan import DatasetParams, open_folder
-from lora_atelier.tagger import pipeline
+from lora_atelier.tagger import scoring_pass
 from lora_atelier.tagger.pipeline import score_dataset
 from lora_atelier.tagger.runner import open_tagger
 from lora_atelier.tagger.scores import FLOOR, SparseScores
@@ -192,7 +192,7 @@ def test_nothing_readable_is_refused_with_a_reason(tagger, make_dataset, index):
 
 
 def test_progress_ends_at_the_whole_and_goes_forward_only(tagger, make_dataset, index, monkeypatch):
-    monkeypatch.setattr(pipeline, "_REPORT_S", 0.0)
+    monkeypatch.setattr(scoring_pass, "_REPORT_S", 0.0)
     progress = RecordingProgress()
     score_dataset(make_dataset(30), tagger, index, progress=progress)
     done = [update[0] for update in progress.updates]
@@ -269,7 +269,10 @@ def test_keys_and_merging():
     stored = SparseScores(
         offsets=np.array([0, 2, 2, 3]), ids=np.array([1, 4, 2], np.int32), values=np.array([0.1, 0.2, 0.3], np.float32)
     )
-    both = merged(stored, {1: (np.array([7], np.int32), np.array([0.9], np.float32))})
-    assert both.ids.tolist() == [1, 4, 7, 2]
+    fresh = SparseScores(
+        offsets=np.array([0, 1, 3]), ids=np.array([7, 8, 9], np.int32), values=np.array([0.9, 0.8, 0.7], np.float32)
+    )
+    both = merged(stored, np.array([1, 0]), fresh)
+    assert both.ids.tolist() == [8, 9, 7, 2]
     assert both.row(1)[1] == pytest.approx(0.9)
-    assert merged(stored, {}) is stored
+    assert merged(stored, np.zeros(0, np.int64), fresh.part(0, 0)) is stored
