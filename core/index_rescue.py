@@ -55,11 +55,11 @@ def rescue(aside: Path, write: Callable[[list[Row]], None]) -> int:
     connection = sqlite3.connect(aside, isolation_level=None)
     try:
         for order in ("kind, key", "kind DESC, key DESC"):
-            ended = False
-            for rows, ended in _readable(connection, order):
+            reading = _Reading(connection, order)
+            for rows in reading.parts():
                 write(rows)
                 found += len(rows)
-            if ended:
+            if reading.was_whole:
                 break
     finally:
         with contextlib.suppress(sqlite3.Error):
@@ -69,18 +69,24 @@ def rescue(aside: Path, write: Callable[[list[Row]], None]) -> int:
     return found
 
 
-def _readable(connection: sqlite3.Connection, order: str) -> Iterator[tuple[list[Row], bool]]:
-    """Rows until the first that cannot be read; True with the last ones where none was damaged."""
-    rows: list[Row] = []
-    ended = False
-    try:
-        for kind, key, value in connection.execute(f"SELECT kind, key, value FROM facts ORDER BY {order}"):  # noqa: S608
-            if isinstance(kind, str) and isinstance(key, bytes) and isinstance(value, bytes):
-                rows.append((kind, key, value))
-            if len(rows) >= _ROWS_AT_ONCE:
-                yield rows, False
-                rows = []
-        ended = True
-    except (sqlite3.DatabaseError, UnicodeDecodeError):
-        ended = False
-    yield rows, ended
+class _Reading:
+    """Rows in one order until the first that cannot be read."""
+
+    def __init__(self, connection: sqlite3.Connection, order: str) -> None:
+        self._connection, self._order = connection, order
+        self.was_whole = False
+
+    def parts(self) -> Iterator[list[Row]]:
+        rows: list[Row] = []
+        try:
+            asked = f"SELECT kind, key, value FROM facts ORDER BY {self._order}"  # noqa: S608 (one of two constants)
+            for kind, key, value in self._connection.execute(asked):
+                if isinstance(kind, str) and isinstance(key, bytes) and isinstance(value, bytes):
+                    rows.append((kind, key, value))
+                if len(rows) >= _ROWS_AT_ONCE:
+                    yield rows
+                    rows = []
+            self.was_whole = True
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
+            self.was_whole = False
+        yield rows

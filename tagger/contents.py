@@ -1,6 +1,7 @@
 """What the files of a data set contain, by hash; known from the index as long as size and time stay the same."""
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from ..dataset.table import Dataset
 HASH_BYTES = 16
 MOST_BYTES = 1 << 28
 """A larger file is not held in memory whole: it is hashed in pieces and decoded from the disk."""
+_MEMORY_S, _MEMORY_BYTES_A_SECOND = 1e-3, 1e9
 
 
 def known_contents(index: Index, dataset: Dataset, rows: Sequence[int]) -> list[bytes | None]:
@@ -31,12 +33,13 @@ class ReadPicture(NamedTuple):
     """A picture file as it was read.
 
     ``file`` is its key in the index, ``content`` the hash of its bytes, ``data`` the bytes themselves (None for a file
-    that is too large to be kept in memory).
+    that is too large to be kept in memory). ``had_to_wait`` tells that they came from a disk, not from memory.
     """
 
     file: bytes
     content: bytes
     data: bytes | None
+    had_to_wait: bool
 
 
 def read_picture(path: Path, known: "KnownContent | None" = None) -> ReadPicture:
@@ -49,6 +52,7 @@ def read_picture(path: Path, known: "KnownContent | None" = None) -> ReadPicture
     Raises:
         BadPicture: It cannot be read.
     """
+    started = time.perf_counter()
     try:
         with open(path, "rb", buffering=0) as file:
             facts = os.fstat(file.fileno())
@@ -57,10 +61,12 @@ def read_picture(path: Path, known: "KnownContent | None" = None) -> ReadPicture
         raise BadPicture(path, "the file is gone") from cause
     except OSError as cause:
         raise BadPicture(path, f"the file cannot be read ({cause.strerror})") from cause
+    had_to_wait = time.perf_counter() - started > _MEMORY_S + facts.st_size / _MEMORY_BYTES_A_SECOND
     key = file_key(PictureFile(str(path), facts.st_size, facts.st_mtime_ns))
     if known is not None and (known.size_bytes, known.mtime_ns) == (facts.st_size, facts.st_mtime_ns):
-        return ReadPicture(key, known.content, data)
-    return ReadPicture(key, bytes.fromhex(content_hash(path)) if data is None else content_hash_of(data), data)
+        return ReadPicture(key, known.content, data, had_to_wait)
+    content = bytes.fromhex(content_hash(path)) if data is None else content_hash_of(data)
+    return ReadPicture(key, content, data, had_to_wait)
 
 
 class KnownContent(NamedTuple):

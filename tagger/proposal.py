@@ -1,6 +1,8 @@
 """What a concept preset would take out, tag by tag with the reason, and the recipe that does it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +14,13 @@ from ..dataset.table import Dataset
 from ..dataset.words import counted, printable
 from .presets._spec import ConceptPreset, find_preset, preset_names
 from .recipe import RecipeStep, recipe_text
-from .steps._core import CLASS_CHOICES, CoreTag, classes_of, core_table
+from .steps._core import CLASS_CHOICES, TRAITS, CoreTable, classes_of, core_table
 from .steps._lists import tag_list
 from .steps._match import Matcher, entries
 from .steps._people import people_mask
 from .steps._spec import Step, steps
 from .steps._vectors import TRIGGER, fixed_mask
-from .steps.prune_traits import PruneTraitsParams, is_trait
+from .steps.prune_traits import PruneTraitsParams, trait_rows
 
 REMOVE, KEEP = "remove", "keep"
 MAX_SHOWN_REMOVED = 80
@@ -75,6 +77,53 @@ class ProposalRow:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProposalRows(Sequence[ProposalRow]):
+    """Every tag of every class with its verdict, as columns; rows are made when asked for.
+
+    Attributes:
+        table: The tags.
+        answers: What can be said of one: verdict and reason.
+        answer: int16 [rows], place in ``answers``.
+    """
+
+    table: CoreTable
+    answers: tuple[tuple[str, str], ...]
+    answer: NDArray[np.int16]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, place: int) -> ProposalRow: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[ProposalRow]: ...
+    def __getitem__(self, place: int | slice) -> ProposalRow | list[ProposalRow]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        row = self.table[place]
+        verdict, reason = self.answers[int(self.answer[place])]
+        return ProposalRow(
+            class_name=row.class_name,
+            tag=row.tag,
+            captions=row.captions,
+            share=row.share,
+            kind=row.kind,
+            verdict=verdict,
+            reason=reason,
+        )
+
+    def where(self, wanted: str, *, trait: bool | None = None, of: range | None = None) -> NDArray[np.bool_]:
+        """Rows (all, or some) with a verdict, and whose reason names a trait or not: bool [rows]."""
+        fits = [
+            verdict == wanted and (trait is None or ("trait" in reason) == trait) for verdict, reason in self.answers
+        ]
+        found: NDArray[np.bool_] = np.array(fits, dtype=bool)[
+            self.answer if of is None else self.answer[of.start : of.stop]
+        ]
+        return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """What a preset would do.
@@ -88,14 +137,18 @@ class Proposal:
     """
 
     preset: ConceptPreset
-    rows: tuple[ProposalRow, ...]
+    rows: ProposalRows
     recipe: tuple[RecipeStep, ...]
     unmatched: tuple[str, ...] = ()
     trigger: str = ""
 
     def removed(self, class_name: str | None = None) -> list[str]:
         """Tags that would go, of one class or of all."""
-        return [row.tag for row in self.rows if row.verdict == REMOVE and class_name in (None, row.class_name)]
+        places = np.flatnonzero(self.rows.where(REMOVE))
+        if class_name is not None:
+            number = self.rows.table.class_names.index(class_name)
+            places = places[self.rows.table.class_of_rows()[places] == number]
+        return [self.rows.table.vocabulary[tag_id] for tag_id in self.rows.table.tag_ids[places].tolist()]
 
     def text(self) -> str:
         """The table, with what to look at."""
@@ -103,8 +156,8 @@ class Proposal:
         first = self.trigger or "nothing is put first"
         lines.append(f"first tag: {first}; shuffle {'on' if self.preset.shuffle else 'off'}, "
                      f"keep tokens {self.preset.keep_tokens}")  # fmt: skip
-        for name in dict.fromkeys(row.class_name for row in self.rows):
-            lines += _class_lines(name, [row for row in self.rows if row.class_name == name])
+        for number in range(len(self.rows.table.class_names)):
+            lines += _class_lines(self.rows, number)
         lines += [f"  ! {sentence}" for sentence in self.unmatched]
         lines += [f"  * {sentence}" for sentence in self.preset.advice]
         return "\n".join(lines)
@@ -130,20 +183,6 @@ def propose(dataset: Dataset, params: PresetParams) -> Proposal:
     classes = classes_of(dataset, params.class_by, skip_reg=True)
     table = core_table(dataset, classes, core_share=params.core_share)
     judge = _Judge(dataset, preset, params, prune)
-    rows = []
-    for row in table:
-        verdict, reason = judge.verdict(row)
-        rows.append(
-            ProposalRow(
-                class_name=row.class_name,
-                tag=row.tag,
-                captions=row.captions,
-                share=row.share,
-                kind=row.kind,
-                verdict=verdict,
-                reason=reason,
-            )
-        )
     known = steps()
     recipe = [RecipeStep(step=known["prune_traits"], params=prune)] if _does_something(prune) else []
     if params.trigger.strip():
@@ -153,7 +192,7 @@ def propose(dataset: Dataset, params: PresetParams) -> Proposal:
         unmatched += (f"no list of names holds {params.trigger!r}; put its other names into 'remove'",)
     return Proposal(
         preset=preset,
-        rows=tuple(rows),
+        rows=judge.rows(table),
         recipe=tuple(recipe),
         unmatched=unmatched,
         trigger=", ".join(tag_list(params.trigger, what="trigger")),
@@ -227,46 +266,55 @@ class _Judge:
         self._front = (fixed > 0) & (fixed == tags.counts())
         self.unmatched = (*matcher.unmatched(flips_keep), *matcher.unmatched(flips_remove))
 
-    def verdict(self, row: CoreTag) -> tuple[str, str]:
-        place = row.tag_id
-        if self._trigger[place]:
-            return KEEP, "trigger"
-        if self._kept_by_hand[place]:
-            return KEEP, "kept by hand"
-        if self._kept_by_preset[place]:
-            return KEEP, "kept by the preset"
-        if self._by_hand[place]:
-            return REMOVE, "removed by hand"
-        for reason, mask in self._lists:
-            if mask[place]:
-                return REMOVE, reason
-        if self._people[place]:
-            return KEEP, "count of people"
-        if self._front[place]:
-            return KEEP, "kept at the front of captions"
-        if is_trait(row, self._prune) and row.trait is not None:
-            return REMOVE, f"trait ({row.trait.kind})"
-        if row.trait is not None and self._prune.mode != "none":
-            return KEEP, f"trait ({row.trait.kind}), " + ("rare here" if not row.is_core else "to be prompted")
-        return KEEP, ""
+    def rows(self, table: CoreTable) -> ProposalRows:
+        """The verdict on each tag of each class; of several reasons the first of these counts."""
+        by_tag: list[tuple[str, str, NDArray[np.bool_]]] = [
+            (KEEP, "trigger", self._trigger),
+            (KEEP, "kept by hand", self._kept_by_hand),
+            (KEEP, "kept by the preset", self._kept_by_preset),
+            (REMOVE, "removed by hand", self._by_hand),
+            *((REMOVE, reason, mask) for reason, mask in self._lists),
+            (KEEP, "count of people", self._people),
+            (KEEP, "kept at the front of captions", self._front),
+        ]
+        answers = [(KEEP, ""), *((verdict, reason) for verdict, reason, _ in by_tag)]
+        of_tag = np.zeros(max(len(table.vocabulary), 1), dtype=np.int16)
+        for place in range(len(by_tag), 0, -1):
+            of_tag[by_tag[place - 1][2]] = place
+        answer = of_tag[table.tag_ids]
+        open_rows, goes = answer == 0, trait_rows(table, self._prune)
+        for place, trait in enumerate(TRAITS):
+            is_this = open_rows & (table.traits == place)
+            answers.append((REMOVE, f"trait ({trait.kind})"))
+            answer[is_this & goes] = len(answers) - 1
+            if self._prune.mode == "none":
+                continue
+            for is_core, why in ((False, "rare here"), (True, "to be prompted")):
+                answers.append((KEEP, f"trait ({trait.kind}), {why}"))
+                answer[is_this & ~goes & (table.is_core == is_core)] = len(answers) - 1
+        return ProposalRows(table=table, answers=tuple(answers), answer=answer)
 
 
-def _class_lines(name: str, rows: list[ProposalRow]) -> list[str]:
-    removed = [row for row in rows if row.verdict == REMOVE]
-    kept = [row for row in rows if row.verdict == KEEP]
-    lines = [f"{printable(name)}: {counted(len(removed), 'tag')} to remove, {len(kept)} to keep"]
+def _class_lines(rows: ProposalRows, number: int) -> list[str]:
+    of_class = rows.table.class_rows(number)
+    if not of_class:
+        return []
+    removed, traits, others = (
+        (np.flatnonzero(rows.where(verdict, trait=trait, of=of_class)) + of_class.start).tolist()
+        for verdict, trait in ((REMOVE, None), (KEEP, True), (KEEP, False))
+    )
+    name = rows.table.class_names[number]
+    lines = [f"{printable(name)}: {counted(len(removed), 'tag')} to remove, {len(traits) + len(others)} to keep"]
     lines.append(f"    {'tag':<36} {'captions':>8} {'share':>5}  why")
-    lines += [_row_line("-", row) for row in removed[:MAX_SHOWN_REMOVED]]
+    lines += [_row_line("-", rows[place]) for place in removed[:MAX_SHOWN_REMOVED]]
     if len(removed) > MAX_SHOWN_REMOVED:
         lines.append(f"    and {len(removed) - MAX_SHOWN_REMOVED} more")
-    traits = [row for row in kept if "trait" in row.reason]
-    others = [row for row in kept if "trait" not in row.reason]
     if traits:
         lines.append("  traits still in the captions (put them into 'remove' to flip):")
-        lines += [_row_line("?", row) for row in traits[:MAX_SHOWN_KEPT]]
+        lines += [_row_line("?", rows[place]) for place in traits[:MAX_SHOWN_KEPT]]
     if others:
         lines.append("  stays, most frequent first (put them into 'remove' to flip):")
-        lines += [_row_line("+", row) for row in others[:MAX_SHOWN_KEPT]]
+        lines += [_row_line("+", rows[place]) for place in others[:MAX_SHOWN_KEPT]]
     return lines
 
 

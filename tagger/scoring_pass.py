@@ -1,13 +1,14 @@
 """One pass over pictures whose scores are not known: read, decode, infer, write down.
 
-On a CPU as many worker threads compute as there are cores, each picture from its bytes to its scores in one go, so that
-its pixels are still in the core's cache when the graph reads them; one thread more reads ahead, so that no core waits
-for a disk. Pillow and onnxruntime both let go of Python's lock. On a GPU the workers decode while at most two of them
-have a batch on the device. A file is read once: the bytes that are hashed are the bytes that are decoded.
+On a CPU as many worker threads as there are cores compute, each picture from its bytes to its scores in one go, so that
+its pixels are still in the core's cache when the graph reads them; Pillow and onnxruntime both let go of Python's lock.
+On a GPU the workers decode while at most two of them have a batch on the device. One thread more asks the disk for the
+files that are next, so that no core waits for it. A worker reads a file once: what it hashes is what it decodes.
 """
 
 import contextlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from ..dataset.images import BadPicture, load_row
 from ..dataset.table import Dataset
 from .contents import KnownContent, read_picture, remember
 from .scores import SparseScores, joined, sparse_of
-from .store import Scorer, ScoreStore, picture_key
+from .store import Entry, Scorer, ScoreStore, picture_key
 
 FLUSH_PICTURES = 64
 """Pictures per transaction: so many at most are scored a second time after a kill, and those in the workers."""
@@ -37,12 +38,13 @@ JOB_S = 0.05
 JOB_PICTURES = 16
 """Most pictures in a job on a CPU."""
 CACHED_BYTES = 1 << 20
-"""On a CPU pictures go through the graph together only while their inputs fit a core's cache; larger batches are slower."""
+"""On a CPU pictures go through the graph together only while their inputs fit a core's cache; larger ones cost more."""
 _GPU_RUNS = 2
+_PIECE_BYTES = 1 << 20
+_COLD_PICTURES = 100
+"""After so many files that were in memory already nothing is read ahead, until one is not."""
 _TICK_S = 0.25
 _REPORT_S = 0.1
-
-Entry = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 class PictureScorer(Scorer, Protocol):
@@ -84,6 +86,7 @@ class Picture:
         crop: The part of it that is scored; None for all of it.
         known: What its content was found to be earlier.
         key: By which its scores are kept, once its content is known.
+        is_begun: Whether a worker has come to it.
     """
 
     row: int
@@ -91,6 +94,7 @@ class Picture:
     crop: tuple[int, int, int, int] | None
     known: KnownContent | None = None
     key: bytes = b""
+    is_begun: bool = False
 
 
 @dataclass
@@ -115,18 +119,16 @@ class ScoringPass:
         """Prepares a pass with so many worker threads."""
         self._dataset, self._scorer, self._index, self._store = dataset, scorer, index, store
         self._progress = progress
-        self._cores = max(1, workers)
-        self._threads = self._cores + 1
-        # On a CPU whoever holds a core computes; on a GPU every thread decodes and few are let to the device.
-        self._core: AbstractContextManager[object]
+        self._threads = max(1, workers) + (0 if scorer.on_cpu else _GPU_RUNS)
         self._device: AbstractContextManager[object]
-        self._core = threading.Semaphore(self._cores) if scorer.on_cpu else contextlib.nullcontext()
         self._device = contextlib.nullcontext() if scorer.on_cpu else threading.Semaphore(_GPU_RUNS)
         self.inferred, self.found_later, self.failed = 0, 0, dict[int, str]()
         self._done, self._total = 0, 0
         self._jobs: SimpleQueue[list[Picture] | None] = SimpleQueue()
+        self._ahead: SimpleQueue[list[Picture] | None] = SimpleQueue()
         self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
         self._under_way = 0
+        self._cold = _COLD_PICTURES
         self._claims, self._claimed = threading.Lock(), dict[bytes, int]()
         self._twins: list[tuple[int, int]] = []
         self._place: dict[int, int] = {}
@@ -147,8 +149,9 @@ class ScoringPass:
             known: How many others are done already, for the progress.
         """
         self._done, self._total = known, known + number
+        tasks = [self._read_ahead, *[self._work] * self._threads]
         threads = [
-            threading.Thread(target=self._work, name=f"atelier-tagger-{n}", daemon=True) for n in range(self._threads)
+            threading.Thread(target=task, name=f"atelier-tagger-{n}", daemon=True) for n, task in enumerate(tasks)
         ]
         for thread in threads:
             thread.start()
@@ -160,6 +163,7 @@ class ScoringPass:
                     left -= len(job)
                     self._under_way += 1
                     self._jobs.put(job)
+                    self._ahead.put(job)
                 self._await_one()
         finally:
             self._stop(threads)
@@ -185,17 +189,25 @@ class ScoringPass:
 
     def _stop(self, threads: Sequence[threading.Thread]) -> None:
         """Lets the workers end what they have begun, and writes what came of it."""
-        with contextlib.suppress(Empty):
-            while True:
-                self._jobs.get_nowait()
-        for _ in threads:
-            self._jobs.put(None)
+        for jobs in (self._jobs, self._ahead):
+            with contextlib.suppress(Empty):
+                while True:
+                    jobs.get_nowait()
+            for _ in threads:
+                jobs.put(None)
         for thread in threads:
             thread.join()
         with contextlib.suppress(Empty):
             while True:
                 self._collect(self._outcomes.get_nowait())
         self._flush()
+
+    def _read_ahead(self) -> None:
+        """The thread that asks the disk for files which no worker has come to yet."""
+        while (job := self._ahead.get()) is not None:
+            for picture in job:
+                if self._cold and not picture.is_begun:
+                    fetch(picture.path)
 
     def _work(self) -> None:
         """A worker thread."""
@@ -209,48 +221,56 @@ class ScoringPass:
         outcome = _Outcome()
         started = time.perf_counter()
         try:
-            waiting: list[tuple[Picture, NDArray[np.float32]]] = []
-            for picture in job:
-                try:
-                    data = self._read(picture, outcome)
-                except BadPicture as refusal:
-                    outcome.failures.append((picture, refusal.reason))
-                    continue
-                if not data:
-                    continue
-                with self._core:
-                    try:
-                        waiting.append((picture, self._scorer.prepared(self._decoded(picture, data[0]))))
-                    except BadPicture as refusal:
-                        outcome.failures.append((picture, refusal.reason))
-                        continue
-                    if len(waiting) >= self._group(waiting[0][1].nbytes):
-                        self._infer(waiting, outcome)
-            if waiting:
-                with self._core:
-                    self._infer(waiting, outcome)
-        except Exception as error:  # raised by the thread that asked, after the others' results are safe
+            self._score(self._unknown(job, outcome), outcome)
+        except Exception as error:  # noqa: BLE001 (raised by the thread that asked, once the others' results are safe)
             outcome.error = error
         outcome.seconds = time.perf_counter() - started
         return outcome
 
-    def _read(self, picture: Picture, outcome: _Outcome) -> tuple[bytes | None] | None:
-        """The bytes of a picture that has to be scored, or nothing: the store or this pass knows its content."""
-        read = read_picture(picture.path, picture.known)
-        picture.key = picture_key(read.content, picture.crop)
-        if picture.known is None or picture.known.content != read.content:
-            outcome.contents.append((read.file, read.content))
-        with self._claims:
-            twin = self._claimed.setdefault(picture.key, picture.row)
-        if twin != picture.row:
-            outcome.twins.append((picture.row, twin))
-            return None
-        if picture.known is None or picture.known.content != read.content:
-            stored = self._store.entry(picture.key)
-            if stored is not None:
-                outcome.known.append((picture, stored))
-                return None
-        return (read.data,)
+    def _unknown(self, job: Sequence[Picture], outcome: _Outcome) -> list[tuple[Picture, bytes | None]]:
+        """Reads the pictures of a job; those, with their bytes, whose content neither store nor this pass knows."""
+        found: list[tuple[Picture, bytes | None]] = []
+        asked: list[Picture] = []
+        for picture in job:
+            picture.is_begun = True
+            try:
+                read = read_picture(picture.path, picture.known)
+            except BadPicture as refusal:
+                outcome.failures.append((picture, refusal.reason))
+                continue
+            self._cold = _COLD_PICTURES if read.had_to_wait else max(0, self._cold - 1)
+            picture.key = picture_key(read.content, picture.crop)
+            is_new = picture.known is None or picture.known.content != read.content
+            if is_new:
+                outcome.contents.append((read.file, read.content))
+            with self._claims:
+                twin = self._claimed.setdefault(picture.key, picture.row)
+            if twin != picture.row:
+                outcome.twins.append((picture.row, twin))
+                continue
+            found.append((picture, read.data))
+            if is_new:
+                asked.append(picture)
+        entries = zip(asked, self._store.entries([picture.key for picture in asked]), strict=True)
+        stored = {picture.row: entry for picture, entry in entries if entry is not None}
+        outcome.known += [(picture, stored[picture.row]) for picture, _ in found if picture.row in stored]
+        return [(picture, data) for picture, data in found if picture.row not in stored]
+
+    def _score(self, pictures: list[tuple[Picture, bytes | None]], outcome: _Outcome) -> None:
+        """Decodes pictures and puts them through the graph; empties the list."""
+        waiting: list[tuple[Picture, NDArray[np.float32]]] = []
+        pictures.reverse()
+        while pictures:
+            picture, data = pictures.pop()
+            try:
+                waiting.append((picture, self._scorer.prepared(self._decoded(picture, data))))
+            except BadPicture as refusal:
+                outcome.failures.append((picture, refusal.reason))
+                continue
+            if len(waiting) >= self._group(waiting[0][1].nbytes):
+                self._infer(waiting, outcome)
+        if waiting:
+            self._infer(waiting, outcome)
 
     def _decoded(self, picture: Picture, data: bytes | None) -> Image.Image:
         if picture.crop is None:
@@ -327,6 +347,17 @@ class ScoringPass:
         if self._fresh:
             self._parts.append(joined(self._fresh))
             self._fresh.clear()
+
+
+def fetch(path: Path) -> None:
+    """Has the system read a file, so that it is in memory when it is wanted; what cannot be read is told then."""
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            return
+        piece = bytearray(_PIECE_BYTES)
+        while file.readinto(piece):
+            pass
 
 
 def _chained(parts: Sequence[SparseScores]) -> SparseScores:

@@ -7,10 +7,12 @@ import numpy as np
 from ..core.params import Params, param
 from ..dataset.table import Dataset
 from ..dataset.words import counted, printable
-from .steps._core import CLASS_CHOICES, Classes, CoreTag, classes_of, core_table
+from .steps._core import CLASS_CHOICES, Classes, CoreTable, CoreTag, classes_of, core_table
 from .steps.rename import renamed
 
 MAX_SHOWN_CLASSES = 200
+MAX_LOOKED_AT = 2000
+"""Most frequent tags of a class among which the document looks for those to be prompted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Statistics:
     report: str
     wildcards: str
     document: str
-    table: tuple[CoreTag, ...]
+    table: CoreTable
 
 
 def statistics(dataset: Dataset, params: StatisticsParams) -> Statistics:
@@ -53,28 +55,27 @@ def statistics(dataset: Dataset, params: StatisticsParams) -> Statistics:
     """
     classes = classes_of(dataset, params.class_by, skip_reg=params.skip_reg)
     table = core_table(dataset, classes, core_share=params.core_share)
-    by_class: dict[str, list[CoreTag]] = {}
-    for row in table:
-        by_class.setdefault(row.class_name, []).append(row)
-    pictures = {name: int((classes.of_row == number).sum()) for number, name in enumerate(classes.names)}
+    rows_of = {name: table.class_rows(number) for number, name in enumerate(classes.names)}
+    counts = np.bincount(classes.of_row[classes.of_row >= 0], minlength=len(classes.names)).tolist()
+    pictures = dict(zip(classes.names, counts, strict=True))
     used = [name for name in classes.names if pictures[name]]
     first = usual_first_tags(dataset, classes)
     report = [f"{len(used)} {'class' if len(used) == 1 else 'classes'}, core from "
               f"{params.core_share:.0%} of the pictures with one person"]  # fmt: skip
     for name in used[:MAX_SHOWN_CLASSES]:
-        rows = by_class.get(name, [])
+        rows = rows_of[name]
         report.append(f"{printable(name)}: {counted(pictures[name], 'picture')}, {counted(len(rows), 'tag')}")
         report.append(f"  {'tag':<36} {'captions':>8} {'share':>5}  verdict")
-        report += [_line(row) for row in rows[: params.rows]]
+        report += [_line(table[place]) for place in rows[: params.rows]]
         if len(rows) > params.rows:
             report.append(f"    and {len(rows) - params.rows} rarer tags")
     if len(used) > MAX_SHOWN_CLASSES:
         report.append(f"and {len(used) - MAX_SHOWN_CLASSES} more classes")
     return Statistics(
         report="\n".join(report),
-        wildcards="\n".join(_wildcard(by_class.get(name, []), first.get(name, "")) for name in used),
-        document=_document(dataset, used, pictures, by_class, params),
-        table=tuple(table),
+        wildcards="\n".join(_wildcard(table, rows_of[name], first.get(name, "")) for name in used),
+        document=_document(dataset, used, pictures, table, rows_of, params),
+        table=table,
     )
 
 
@@ -112,8 +113,9 @@ def usual_first_tags(dataset: Dataset, classes: Classes) -> dict[str, str]:
     return found
 
 
-def _wildcard(rows: list[CoreTag], first: str) -> str:
-    core = [row.tag for row in rows if row.is_core and row.tag != first]
+def _wildcard(table: CoreTable, rows: range, first: str) -> str:
+    ids = table.tag_ids[rows.start : rows.stop][table.is_core[rows.start : rows.stop]]
+    core = [tag for tag_id in ids.tolist() if (tag := table.vocabulary[tag_id]) != first]
     return ", ".join([*([first] if first else []), *core])
 
 
@@ -121,12 +123,13 @@ def _document(
     dataset: Dataset,
     used: list[str],
     pictures: dict[str, int],
-    by_class: dict[str, list[CoreTag]],
+    table: CoreTable,
+    rows_of: dict[str, range],
     params: StatisticsParams,
 ) -> str:
     lines = ["# Tags for prompting"]
     for name in used[:MAX_SHOWN_CLASSES]:
-        rows = by_class.get(name, [])
+        rows = [table[place] for place in rows_of[name][:MAX_LOOKED_AT]]
         lines += ["", f"## {printable(name)} ({counted(pictures[name], 'picture')})"]
         for title, kinds in (
             ("always there", None),

@@ -20,6 +20,9 @@ _SMALL = np.dtype([("id", "<u2"), ("score", "<f4")])
 _LARGE = np.dtype([("id", "<u4"), ("score", "<f4")])
 _KEYS_AT_ONCE = 20_000
 
+Entry = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""Ids and scores of one picture."""
+
 
 class Scorer(Protocol):
     """What gives scores that can be stored: a tagger, or a classifier made here."""
@@ -84,13 +87,13 @@ class ScoreStore:
             tables.append(table)
         return _stacked(tables), there
 
-    def entry(self, key: bytes) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
-        """The stored scores of one picture, or None; as `get`, but cheap where there is none."""
-        blob = self._index.get(self.kind, key)
-        if blob is None:
-            return None
-        table, found = self._decoded([blob])
-        return table.row(0) if found[0] else None
+    def entries(self, keys: Sequence[bytes]) -> list[Entry | None]:
+        """The stored scores of single pictures, each None where there is none; cheap where there are none."""
+        blobs = self._index.get_many(self.kind, keys)
+        if not any(blob is not None for blob in blobs):
+            return [None] * len(keys)
+        table, found = self._decoded(blobs)
+        return [table.row(place) if there else None for place, there in enumerate(found.tolist())]
 
     def put(self, items: Sequence[tuple[bytes, NDArray[np.int32], NDArray[np.float32]]]) -> None:
         """Stores pictures' entries (key, ids, scores) in one transaction.

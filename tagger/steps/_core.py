@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,76 @@ class CoreTag:
         return class_of(normals((self.tag,))[0])
 
 
+TRAITS = (Trait(kind="body", level=0), Trait(kind="body", level=1), Trait(kind="worn", level=0))
+"""All traits there are; a tag's is told by its place here, -1 for none."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CoreTable(Sequence[CoreTag]):
+    """Every tag of every class, class after class, most frequent first within one.
+
+    A set of many folders has millions of such pairs: they are columns here and become a `CoreTag` when asked for.
+
+    Attributes:
+        class_names: The classes.
+        vocabulary: The tags.
+        trait_of_tag: int8 [vocabulary], place in `TRAITS`, -1 for none.
+        bounds: int64 [classes + 1]; class c has the rows from ``bounds[c]`` to ``bounds[c + 1]``.
+        tag_ids: int32 [rows], place in the vocabulary.
+        captions: int32 [rows].
+        share: float64 [rows], 0..1.
+        is_core: bool [rows].
+    """
+
+    class_names: tuple[str, ...]
+    vocabulary: tuple[str, ...]
+    trait_of_tag: NDArray[np.int8]
+    bounds: NDArray[np.int64]
+    tag_ids: NDArray[np.int32]
+    captions: NDArray[np.int32]
+    share: NDArray[np.float64]
+    is_core: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.tag_ids)
+
+    @overload
+    def __getitem__(self, place: int) -> CoreTag: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[CoreTag]: ...
+    def __getitem__(self, place: int | slice) -> CoreTag | list[CoreTag]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        place %= len(self)
+        tag_id = int(self.tag_ids[place])
+        trait = int(self.trait_of_tag[tag_id])
+        return CoreTag(
+            class_name=self.class_names[int(np.searchsorted(self.bounds, place, side="right")) - 1],
+            tag=self.vocabulary[tag_id],
+            tag_id=tag_id,
+            captions=int(self.captions[place]),
+            share=float(self.share[place]),
+            trait=TRAITS[trait] if trait >= 0 else None,
+            is_core=bool(self.is_core[place]),
+        )
+
+    @property
+    def traits(self) -> NDArray[np.int8]:
+        """The trait of each row, place in `TRAITS` or -1: int8 [rows]."""
+        found: NDArray[np.int8] = self.trait_of_tag[self.tag_ids]
+        return found
+
+    def class_rows(self, number: int) -> range:
+        """The rows of a class."""
+        return range(int(self.bounds[number]), int(self.bounds[number + 1]))
+
+    def class_of_rows(self) -> NDArray[np.int64]:
+        """The class of each row, int64 [rows]."""
+        return np.repeat(np.arange(len(self.class_names), dtype=np.int64), np.diff(self.bounds))
+
+
 def classes_of(dataset: Dataset, by: str, *, skip_reg: bool = True) -> Classes:
     """Sorts pictures into classes.
 
@@ -97,46 +168,44 @@ def classes_of(dataset: Dataset, by: str, *, skip_reg: bool = True) -> Classes:
     return Classes(names=tuple(listed), of_row=of_row)
 
 
-def core_table(dataset: Dataset, classes: Classes, *, core_share: float) -> list[CoreTag]:
+def core_table(dataset: Dataset, classes: Classes, *, core_share: float) -> CoreTable:
     """Every tag of every class with its share and verdict, most frequent first within a class.
 
     Source: the core tags of anime_screenshot_pipeline (share over a character's single-person pictures, default .35).
     """
     tags = dataset.tags.deduplicated()
-    size = max(len(tags.vocabulary), 1)
+    size, number = max(len(tags.vocabulary), 1), len(classes.names)
     rows = tags.row_of_occurrence
-    of_occurrence = classes.of_row[rows].astype(np.int64)
-    in_class = of_occurrence >= 0
-    keys = of_occurrence[in_class] * size + tags.ids[in_class]
-    unique, counts = np.unique(keys, return_counts=True)
     single = _single_rows(tags, classes)
-    of_single = single[rows[in_class]]
-    share_keys, share_counts = np.unique(keys[of_single], return_counts=True)
-    single_counts = np.zeros(len(unique), dtype=np.int64)
-    single_counts[np.searchsorted(unique, share_keys)] = share_counts  # the keys of single rows are among all
-    totals = np.bincount(classes.of_row[single & (classes.of_row >= 0)], minlength=len(classes.names))
-    names = normals(tags.vocabulary)
-    # By tag, not by class and tag: a set of many folders has millions of such pairs.
-    used = np.unique(unique % size).tolist()
-    facts = {tag_id: (STOP_WORDS.isdisjoint(names[tag_id].split()), trait_of(names[tag_id])) for tag_id in used}
-    table = []
-    for key, count, alone in zip(unique.tolist(), counts.tolist(), single_counts.tolist(), strict=True):
-        number, tag_id = divmod(key, size)
-        share = alone / max(int(totals[number]), 1)
-        may_be_core, trait = facts[tag_id]
-        table.append(
-            CoreTag(
-                class_name=classes.names[number],
-                tag=tags.vocabulary[tag_id],
-                tag_id=tag_id,
-                captions=count,
-                share=share,
-                trait=trait,
-                is_core=share >= core_share and may_be_core,
-            )
-        )
-    place = {name: number for number, name in enumerate(classes.names)}
-    return sorted(table, key=lambda row: (place[row.class_name], -row.share, -row.captions, row.tag))
+    places = np.flatnonzero(classes.of_row[rows] >= 0)
+    keys = classes.of_row[rows[places]].astype(np.int64) * size + tags.ids[places]
+    unique, captions = np.unique(keys, return_counts=True)
+    alone, alone_captions = np.unique(keys[single[rows[places]]], return_counts=True)
+    del keys, places
+    of_single = np.zeros(len(unique), dtype=np.int64)
+    of_single[np.searchsorted(unique, alone)] = alone_captions  # the keys of single rows are among all
+    of_class, tag_ids = unique // size, (unique % size).astype(np.int32)
+    totals = np.bincount(classes.of_row[single & (classes.of_row >= 0)], minlength=number)
+    share = of_single / np.maximum(totals, 1)[of_class]
+    used = np.unique(tag_ids)
+    names = normals(tuple(tags.vocabulary[tag_id] for tag_id in used.tolist()))
+    may_be_core, traits = np.zeros(size, dtype=bool), np.full(size, -1, dtype=np.int8)
+    may_be_core[used] = [STOP_WORDS.isdisjoint(name.split()) for name in names]
+    traits[used] = [-1 if (trait := trait_of(name)) is None else TRAITS.index(trait) for name in names]
+    rank = np.zeros(size, dtype=np.int32)
+    rank[sorted(used.tolist(), key=tags.vocabulary.__getitem__)] = np.arange(len(used), dtype=np.int32)
+    order = np.lexsort((rank[tag_ids], -captions, -share, of_class))
+    tag_ids, share = tag_ids[order], share[order]
+    return CoreTable(
+        class_names=classes.names,
+        vocabulary=tags.vocabulary,
+        trait_of_tag=traits,
+        bounds=np.searchsorted(of_class, np.arange(number + 1)).astype(np.int64),
+        tag_ids=tag_ids,
+        captions=captions[order].astype(np.int32),
+        share=share,
+        is_core=(share >= core_share) & may_be_core[tag_ids],
+    )
 
 
 def _single_rows(tags: TagColumn, classes: Classes) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ...core.params import Params, param
 from ...dataset.diff import RuleCount
 from ...dataset.table import Dataset
-from ._core import CLASS_CHOICES, Classes, CoreTag, classes_of, core_table
+from ._core import CLASS_CHOICES, TRAITS, Classes, CoreTable, classes_of, core_table
 from ._match import Matcher, entries
 from ._people import people_mask
 from ._spec import Outcome, Step, StepContext, outcome
@@ -49,12 +49,8 @@ def apply(dataset: Dataset, params: PruneTraitsParams, context: StepContext) -> 
     classes = classes_of(dataset, params.class_by, skip_reg=params.skip_reg)
     table = core_table(dataset, classes, core_share=params.core_share)
     keep, remove, unmatched = _flips(dataset, params)
-    doomed = {
-        (row.class_name, row.tag_id)
-        for row in table
-        if not keep[row.tag_id] and (remove[row.tag_id] or is_trait(row, params))
-    }
-    drop = _occurrences(dataset, classes, doomed)
+    doomed = ~keep[table.tag_ids] & (remove[table.tag_ids] | trait_rows(table, params))
+    drop = _occurrences(dataset, classes, table, doomed)
     if len(drop):
         drop &= ~fixed_mask(dataset) | remove[tags.ids]
     listed = np.unique(tags.ids[drop])
@@ -67,16 +63,16 @@ def apply(dataset: Dataset, params: PruneTraitsParams, context: StepContext) -> 
     return outcome(dataset, result, STEP.name, params, (*rules, *_hints(table, doomed)), unmatched)
 
 
-def is_trait(row: CoreTag, params: PruneTraitsParams) -> bool:
-    """Whether the mode takes a tag of a class out."""
-    trait = row.trait
-    if trait is None or params.mode == "none":
-        return False
-    if not (params.body if trait.kind == "body" else params.worn):
-        return False
-    if params.mode == "minimal":
-        return trait.level == 0
-    return row.is_core if params.mode == "character_core" else True
+def trait_rows(table: CoreTable, params: PruneTraitsParams) -> NDArray[np.bool_]:
+    """Which tags of which classes the mode takes out, bool [rows of the table]."""
+    wanted = [
+        params.mode != "none"
+        and (params.body if trait.kind == "body" else params.worn)
+        and (params.mode != "minimal" or trait.level == 0)
+        for trait in TRAITS
+    ]
+    goes: NDArray[np.bool_] = np.array([*wanted, False], dtype=bool)[table.traits]  # -1: no trait
+    return goes & table.is_core if params.mode == "character_core" else goes
 
 
 def _flips(dataset: Dataset, params: PruneTraitsParams) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[str, ...]]:
@@ -90,13 +86,12 @@ def _flips(dataset: Dataset, params: PruneTraitsParams) -> tuple[NDArray[np.bool
     return keep, remove, (*matcher.unmatched(kept), *matcher.unmatched(removed))
 
 
-def _occurrences(dataset: Dataset, classes: Classes, doomed: set[tuple[str, int]]) -> NDArray[np.bool_]:
+def _occurrences(dataset: Dataset, classes: Classes, table: CoreTable, doomed: NDArray[np.bool_]) -> NDArray[np.bool_]:
     tags = dataset.tags
     size = max(len(tags.vocabulary), 1)
-    place = {name: number for number, name in enumerate(classes.names)}
-    keys = np.array(sorted(place[name] * size + tag_id for name, tag_id in doomed), dtype=np.int64)
+    keys = np.sort(table.class_of_rows()[doomed] * size + table.tag_ids[doomed])
     is_doomed = np.zeros(size, dtype=bool)
-    is_doomed[[tag_id for _, tag_id in doomed]] = True
+    is_doomed[table.tag_ids[doomed]] = True
     drop: NDArray[np.bool_] = is_doomed[tags.ids] if len(tags.ids) else np.zeros(0, dtype=bool)
     places = np.flatnonzero(drop)
     of_class = classes.of_row[tags.row_of_occurrence[places]].astype(np.int64)
@@ -105,13 +100,14 @@ def _occurrences(dataset: Dataset, classes: Classes, doomed: set[tuple[str, int]
     return drop
 
 
-def _hints(table: list[CoreTag], doomed: set[tuple[str, int]]) -> list[RuleCount]:
+def _hints(table: CoreTable, doomed: NDArray[np.bool_]) -> list[RuleCount]:
     """Traits that are still in the captions, so that a person can flip them."""
-    left = [row for row in table if row.trait is not None and row.trait.kind == "body"]
-    left = [row for row in left if (row.class_name, row.tag_id) not in doomed]
-    if not left:
+    is_body = np.array([*(trait.kind == "body" for trait in TRAITS), False], dtype=bool)
+    left = np.flatnonzero(is_body[table.traits] & ~doomed)
+    if not len(left):
         return []
-    shown = ", ".join(f"{row.tag} ({row.share:.0%})" for row in sorted(left, key=lambda row: -row.share)[:8])
+    first = left[np.argsort(-table.share[left], kind="stable")[:8]]
+    shown = ", ".join(f"{table[place].tag} ({table[place].share:.0%})" for place in first.tolist())
     return [RuleCount(rule="traits still in captions", touched=0, note=shown + (" ..." if len(left) > 8 else ""))]
 
 

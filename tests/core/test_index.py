@@ -144,7 +144,7 @@ def test_threads_that_meet_damage_at_once_mend_it_once(tmp_path):
                 for _ in range(5):
                     index.get_many("scores", [n.to_bytes(16, "big") for n in range(4000)])
                     index.put_many("mine", [(b"%d" % number, b"v")])
-            except BaseException as error:
+            except StorageError as error:
                 errors.append(error)
             finally:
                 index.release()

@@ -11,9 +11,11 @@ from PIL import Image
 from atelier_tests.helpers.onnx_tagger import write_tagger
 from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from lora_atelier.core.errors import FormatError, InputError
+from lora_atelier.core.index import Index
 from lora_atelier.core.progress import Cancelled
+from lora_atelier.dataset.headers import CONTENT_KIND
 from lora_atelier.dataset.scan import DatasetParams, open_folder
-from lora_atelier.tagger import scoring_pass
+from lora_atelier.tagger import contents, scoring_pass
 from lora_atelier.tagger.pipeline import score_dataset
 from lora_atelier.tagger.runner import open_tagger
 from lora_atelier.tagger.scores import FLOOR, SparseScores
@@ -81,6 +83,53 @@ def test_a_large_jpeg_reads_the_same_alone_and_in_a_data_set(tmp_path, tagger, i
     np.testing.assert_allclose(values, alone[ids], atol=1e-6)
     full = tagger.tag_image(Image.open(path)).values
     assert np.abs(full - alone).max() < 0.05  # decoding at a fraction changes little
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_a_photo_turned_by_exif_is_turned_once(tmp_path, tagger, index, ending):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture = Image.new("RGB", (60, 20), (255, 0, 0))  # upright it is 20 wide, so that white lies left and right of it
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(folder / f"a.{ending}", exif=exif)
+    scored = score_dataset(open_folder(folder, DatasetParams()), tagger, index)
+    values = scored.scores.dense(len(tagger.scored))[0]
+    names = tagger.scored.names
+    assert values[names.index("white_left")] > 0.5 > values[names.index("white_top")]
+    alone = tagger.tag_image(Image.open(folder / f"a.{ending}")).values
+    np.testing.assert_allclose(values[alone >= FLOOR], alone[alone >= FLOOR], atol=1e-6)
+
+
+def test_scores_are_kept_under_the_content_that_was_seen(tmp_path, tagger, make_dataset, index):
+    dataset = make_dataset(4)
+    score_dataset(dataset, tagger, index)
+    Image.new("RGB", (24, 24), (0, 0, 255)).save(dataset.path(0))  # edited after the data set was opened
+    other = open_tagger(write_tagger(tmp_path / "other", size_px=20), threads=1)
+    late = score_dataset(dataset, other, index).scores.dense(len(other.scored))
+    anew = score_dataset(open_folder(tmp_path / "pictures", DatasetParams()), other, index)
+    assert (anew.inferred, anew.from_store) == (0, 4)
+    np.testing.assert_array_equal(anew.scores.dense(len(other.scored)), late)
+    assert late[0][other.scored.names.index("blue")] > 0.5
+
+
+def test_a_file_too_large_to_keep_is_scored_the_same(tagger, make_dataset, index, tmp_path, monkeypatch):
+    dataset = make_dataset(6)
+    first = score_dataset(dataset, tagger, index)
+    monkeypatch.setattr(contents, "MOST_BYTES", 1)
+    with Index(tmp_path / "other.sqlite") as other:
+        again = score_dataset(dataset, tagger, other)
+        assert dict(other.items(CONTENT_KIND)) == dict(index.items(CONTENT_KIND))
+    np.testing.assert_array_equal(first.scores.values, again.scores.values)
+
+
+@pytest.mark.parametrize("hint", [True, False])
+def test_files_are_read_ahead_on_any_system(tmp_path, monkeypatch, hint):
+    (tmp_path / "a").write_bytes(bytes(3 << 20))
+    if not hint:
+        monkeypatch.delattr(scoring_pass.os, "posix_fadvise", raising=False)
+    scoring_pass.fetch(tmp_path / "a")
+    scoring_pass.fetch(tmp_path / "none")
 
 
 def test_equal_contents_are_inferred_once(tmp_path, tagger, make_dataset, index, monkeypatch):

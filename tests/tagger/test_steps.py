@@ -1,14 +1,17 @@
 """Each tag step alone: what it does, what it leaves, what it reports."""
 
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from atelier_tests.helpers.captions import captions_of, dataset_of
-from lora_atelier.dataset.columns import CATEGORIES, SOURCES
+from lora_atelier.dataset.columns import CATEGORIES, SOURCES, TagColumn
 from lora_atelier.dataset.table import Subset
 from lora_atelier.tagger.recipe import run_recipe
+from lora_atelier.tagger.steps._core import classes_of, core_table
 from lora_atelier.tagger.steps._spec import StepContext, steps
 
 
@@ -424,3 +427,45 @@ class TestRandomDrop:
 
     def test_the_list_stays(self):
         assert run("random_drop keep=a: rest = 1", "a, b")[0] == ["a"]
+
+
+class TestCoreTable:
+    def test_of_many_folders_takes_memory_by_the_tag_not_by_the_row(self):
+        folders, each, vocabulary = 300, 40, 4000
+        number = folders * each
+        ids = np.random.default_rng(0).integers(0, vocabulary, number * 30).astype(np.int32)
+        column = TagColumn(
+            tuple(f"tag{n} hair" for n in range(vocabulary)), np.arange(0, 30 * number + 1, 30, dtype=np.int64), ids
+        )
+        dataset = dataset_of(["a"] * number).with_tag_column(column, note="many")
+        subsets = tuple(Subset(folder=Path(f"/x/{n}"), concept=f"c{n}") for n in range(folders))
+        dataset = replace(dataset, subsets=subsets, subset_index=(np.arange(number) % folders).astype(np.int32))
+        classes = classes_of(dataset, "folder")
+        tracemalloc.start()
+        table = core_table(dataset, classes, core_share=0.35)
+        kept, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(table) > 250_000
+        assert kept < 60 * len(table)
+        assert most < 200 * number * 30
+        pairs = {(table.class_names[c], table[row].tag_id) for c in (0, 299) for row in table.class_rows(c)}
+        expected = {
+            (f"c{c}", tag)
+            for c in (0, 299)
+            for row in range(c, number, folders)
+            for tag in ids[30 * row : 30 * row + 30]
+        }
+        assert pairs == expected
+
+    def test_rows_are_what_counting_by_hand_gives(self):
+        dataset = dataset_of(["1girl, horns, red eyes", "1girl, horns", "2girls, hat", "1girl, horns, smile"])
+        table = core_table(dataset, classes_of(dataset, "whole data set"), core_share=0.35)
+        assert [(row.tag, row.captions, round(row.share, 2), row.is_core) for row in table] == [
+            ("1girl", 3, 1.0, True), ("horns", 3, 1.0, True), ("red eyes", 1, 0.33, False),
+            ("smile", 1, 0.33, False), ("2girls", 1, 0.0, False), ("hat", 1, 0.0, False),
+        ]  # fmt: skip
+        assert table[-1].trait is not None
+        assert table[-1].trait.kind == "worn"
+        assert table[1:3] == [table[1], table[2]]
+        with pytest.raises(IndexError):
+            table[6]
