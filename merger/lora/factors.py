@@ -146,14 +146,14 @@ def _checked(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
 def _loha(parts: Mapping[str, Tensor], module: LoraModule) -> tuple[Tensor, Tensor] | None:
     """(A B) * (C D) = (A . C)(B' . D')' with the face-splitting product; nothing where that is no thinner."""
-    pairs = []
-    for a, b, core in ((loha.W1_A, loha.W1_B, loha.T1), (loha.W2_A, loha.W2_B, loha.T2)):
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for w_a, w_b, core in ((loha.W1_A, loha.W1_B, loha.T1), (loha.W2_A, loha.W2_B, loha.T2)):
         if core in parts:
-            right = torch.einsum("ijhw,jr->irhw", parts[core], parts[b])
-            pairs.append((parts[a].t(), right.reshape(right.shape[0], -1)))
+            right = torch.einsum("ijhw,jr->irhw", parts[core], parts[w_b])
+            pairs.append(_checked(parts[w_a].t(), right.reshape(right.shape[0], -1)))
         else:
-            pairs.append((parts[a], parts[b].reshape(parts[b].shape[0], -1)))
-    (a, b), (c, d) = (_checked(*pair) for pair in pairs)
+            pairs.append(_checked(parts[w_a], parts[w_b].reshape(parts[w_b].shape[0], -1)))
+    (a, b), (c, d) = pairs
     if b.shape[0] * d.shape[0] >= min(a.shape[0], b.shape[1]):
         return None
     return loha.face_splitting(a, c), loha.face_splitting(b.t(), d.t()).t()

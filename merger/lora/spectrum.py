@@ -8,6 +8,7 @@ or, where a stated error is enough, by random projections.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,90 +66,124 @@ def spectrum_of(change: Change) -> Spectrum:
     return Spectrum(values=_kept(values), energy=float(wide.square().sum()), shape=(matrix.shape[0], matrix.shape[1]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decomposed:
+    """A change taken apart: its spectrum, and its cut to any rank.
+
+    Attributes:
+        spectrum: of the change.
+        cut: the nearest change of at most a rank, its two factors of equal size.
+    """
+
+    spectrum: Spectrum
+    cut: Callable[[int], Factors]
+
+
 def cut(change: Change, rank: int, *, shape: tuple[int, ...] | None = None) -> Factors:
-    """The nearest change of at most this rank, its two factors of equal size.
+    """The nearest change of at most this rank; see `decompose`."""
+    return decompose(change, shape=shape).cut(rank)
+
+
+def decompose(change: Change, *, shape: tuple[int, ...] | None = None) -> Decomposed:
+    """Takes a change apart, exactly.
 
     Args:
         change: thin or a matrix.
-        rank: columns to keep.
         shape: of the weight that a matrix changes, where it is more than its two sizes.
 
     Source: Eckart and Young 1936; for products, Q1 R1 (Q2 R2)' = Q1 (R1 R2') Q2' and the SVD of the small core.
     """
-    if not isinstance(change, Factors):
-        return _cut_matrix(change, rank, shape=shape)
-    if change.rank >= min(change.up.shape[0], change.down.shape[1]):
-        return _cut_matrix(change.matrix(), rank, shape=change.shape)
+    if isinstance(change, Factors):
+        if change.rank < min(change.up.shape[0], change.down.shape[1]):
+            return _decompose_product(change)
+        return _decompose_matrix(change.matrix(), change.shape)
+    return _decompose_matrix(change, shape or (change.shape[0], change.shape[1]))
+
+
+def _decompose_product(change: Factors) -> Decomposed:
     q, r = torch.linalg.qr(change.down.t())
     core = torch.linalg.qr(change.up, mode="r")[1].double() @ r.double().t()
     _, values, right = torch.linalg.svd(core)
-    kept = min(rank, _kept(values).numel())
-    roots = values[:kept].sqrt()
-    mixed = (right[:kept].t() / roots).float()
-    up = change.up @ (r.t() @ mixed)
-    down = (right[:kept] * roots[:, None]).float() @ q.t()
-    return Factors(up=up, down=down, shape=change.shape)
+    spectrum = Spectrum(
+        values=_kept(values), energy=float(values.square().sum()), shape=(change.up.shape[0], change.down.shape[1])
+    )
+
+    def cut_to(rank: int) -> Factors:
+        kept = min(rank, spectrum.values.numel())
+        roots = values[:kept].sqrt()
+        up = change.up @ (r.t() @ (right[:kept].t() / roots).float())
+        down = (right[:kept] * roots[:, None]).float() @ q.t()
+        return Factors(up=up, down=down, shape=change.shape)
+
+    return Decomposed(spectrum=spectrum, cut=cut_to)
 
 
-def cut_randomly(
-    matrix: Tensor, rank: int, *, seed: int, shape: tuple[int, ...] | None = None
-) -> tuple[Factors, Spectrum]:
-    """A change of this rank that is nearly the nearest, with its own exact error.
+def _decompose_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Decomposed:
+    """By the eigenvectors of the smaller Gram matrix; the other side is their product with the matrix."""
+    wide = _wide(matrix).double()
+    squares, vectors = torch.linalg.eigh(wide @ wide.t())
+    values = squares.clamp_min(0.0).flip(0).sqrt()
+    spectrum = Spectrum(
+        values=_kept(values), energy=float(wide.square().sum()), shape=(matrix.shape[0], matrix.shape[1])
+    )
 
-    The range is found by a random projection with power iterations; the cut is the best one within that range, so that
+    def cut_to(rank: int) -> Factors:
+        kept = min(rank, spectrum.values.numel())
+        left, roots = vectors.flip(1)[:, :kept], values[:kept].sqrt()
+        return _placed(matrix, (left * roots).float(), ((left / roots).t() @ wide).float(), shape)
+
+    return Decomposed(spectrum=spectrum, cut=cut_to)
+
+
+def decompose_randomly(matrix: Tensor, rank: int, *, seed: int, shape: tuple[int, ...] | None = None) -> Decomposed:
+    """Takes the largest singular values of a matrix apart, nearly the best, with an exact error of their own.
+
+    The range is found by a random projection with power iterations; a cut is the best one within that range, so that
     its error is exactly ||matrix||^2 - the sum of its squared singular values.
 
     Args:
         matrix: [out, in * kernel] fp32.
-        rank: columns to keep.
+        rank: the most that will be asked for.
         seed: of the projection.
         shape: of the weight, where it is more than the matrix' two sizes.
 
     Source: Halko, Martinsson, Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
     """
     wide = _wide(matrix)
-    generator = torch.Generator().manual_seed(seed)
     columns = min(rank + OVERSAMPLING, wide.shape[0])
+    generator = torch.Generator().manual_seed(seed)
     sample = wide @ torch.randn(wide.shape[1], columns, generator=generator)
     for _ in range(POWER_ITERATIONS):
         sample = wide @ (wide.t() @ torch.linalg.qr(sample)[0])
     basis = torch.linalg.qr(sample)[0]
-    small = basis.t() @ wide
-    q, r = torch.linalg.qr(small.t())
+    q, r = torch.linalg.qr((basis.t() @ wide).t())
     left, values, right = torch.linalg.svd(r.t().double())
-    values = _kept(values)
     spectrum = Spectrum(
-        values=values, energy=float(wide.double().square().sum()), shape=(matrix.shape[0], matrix.shape[1]),
+        values=_kept(values), energy=float(wide.double().square().sum()), shape=(matrix.shape[0], matrix.shape[1]),
         is_whole=columns == wide.shape[0],
     )  # fmt: skip
-    kept = min(rank, values.numel())
-    roots = values[:kept].sqrt()
-    up = basis @ (left[:, :kept] * roots).float()
-    down = (right[:kept] * roots[:, None]).float() @ q.t()
-    if wide is not matrix:
+
+    def cut_to(rank: int) -> Factors:
+        kept = min(rank, spectrum.values.numel())
+        roots = values[:kept].sqrt()
+        up = basis @ (left[:, :kept] * roots).float()
+        down = (right[:kept] * roots[:, None]).float() @ q.t()
+        return _placed(matrix, up, down, shape or (matrix.shape[0], matrix.shape[1]))
+
+    return Decomposed(spectrum=spectrum, cut=cut_to)
+
+
+def _placed(matrix: Tensor, up: Tensor, down: Tensor, shape: tuple[int, ...]) -> Factors:
+    """The factors of a matrix out of those of its wide form."""
+    if matrix.shape[0] > matrix.shape[1]:
         up, down = down.t(), up.t()
-    whole = shape or (matrix.shape[0], matrix.shape[1])
-    return Factors(up=up.contiguous(), down=down.contiguous(), shape=whole), spectrum
-
-
-def _cut_matrix(matrix: Tensor, rank: int, *, shape: tuple[int, ...] | None = None) -> Factors:
-    """By the eigenvectors of the smaller Gram matrix; the other side is their product with the matrix."""
-    wide = _wide(matrix)
-    double = wide.double()
-    squares, vectors = torch.linalg.eigh(double @ double.t())
-    values = squares.clamp_min(0.0).flip(0).sqrt()
-    kept = min(rank, _kept(values).numel())
-    left, roots = vectors.flip(1)[:, :kept], values[:kept].sqrt()
-    up, down = (left * roots).float(), ((left / roots).t() @ double).float()
-    if wide is not matrix:
-        up, down = down.t().contiguous(), up.t().contiguous()
-    return Factors(up=up, down=down, shape=shape or (matrix.shape[0], matrix.shape[1]))
+    return Factors(up=up.contiguous(), down=down.contiguous(), shape=shape)
 
 
 def _core(change: Factors) -> Tensor:
-    left = torch.linalg.qr(change.up, mode="r")[1]
-    right = torch.linalg.qr(change.down.t(), mode="r")[1]
-    return left.double() @ right.double().t()
+    left: Tensor = torch.linalg.qr(change.up, mode="r")[1].double()
+    right: Tensor = torch.linalg.qr(change.down.t(), mode="r")[1].double()
+    return left @ right.t()
 
 
 def _wide(matrix: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from lora_atelier.core.errors import InputError
 from lora_atelier.merger.lora.factors import Factors, difference_norm, inner_product
 from lora_atelier.merger.lora.ranks import RankParams, choose_ranks
-from lora_atelier.merger.lora.spectrum import Spectrum, cut, cut_randomly, spectrum_of
+from lora_atelier.merger.lora.spectrum import Spectrum, cut, decompose_randomly, spectrum_of
 
 VALUES = [8.0, 4.0, 2.0, 1.0, 0.5, 0.25]
 
@@ -146,14 +146,14 @@ def test_the_cut_of_a_matrix(size):
 def test_the_random_cut_states_its_own_error_exactly(size):
     torch.manual_seed(2)
     matrix = torch.randn(*size) + 5 * torch.randn(size[0], 6) @ torch.randn(6, size[1])
-    got, found = cut_randomly(matrix, 10, seed=3)
+    taken = decompose_randomly(matrix, 10, seed=3)
+    got, found = taken.cut(10), taken.spectrum
     error = float(torch.linalg.vector_norm(matrix - got.matrix()) / torch.linalg.vector_norm(matrix))
     assert found.error(10) == pytest.approx(error, rel=1e-4)
     values = torch.linalg.svdvals(matrix.double())
     best = math.sqrt(float(values[10:].square().sum() / values.square().sum()))
     assert best <= error <= 1.005 * best
-    again, _ = cut_randomly(matrix, 10, seed=3)
-    assert torch.equal(got.up, again.up)
+    assert torch.equal(got.up, decompose_randomly(matrix, 10, seed=3).cut(10).up)
 
 
 def test_products_are_compared_without_being_built():
