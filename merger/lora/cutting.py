@@ -12,7 +12,7 @@ from ...core.seeds import derive
 from ...core.stream import Stop, run_jobs
 from ...families._spec import Place
 from .drafts import Made
-from .factors import Change, Factors, as_matrix
+from .factors import Change, Factors, as_matrix, as_shape
 from .ranks import RankParams, choose_ranks
 from .spectrum import Decomposed, Spectrum, decompose, decompose_randomly, spectrum_of
 
@@ -132,8 +132,7 @@ class _Work:
         limit = self.params.limit(spatial=layer.is_spatial)
         if self.seed is None or limit is None or (isinstance(change, Factors) and change.rank <= 2 * limit):
             return None
-        smaller = min(change.up.shape[0], change.down.shape[1]) if isinstance(change, Factors) else min(change.shape)
-        return limit if 3 * limit < smaller else None
+        return limit if 3 * limit < min(as_shape(change)) else None
 
 
 def _reaches_all(taken: Decomposed, rank: int) -> bool:

@@ -115,6 +115,13 @@ def as_matrix(change: Change) -> Tensor:
     return change.matrix() if isinstance(change, Factors) else change
 
 
+def as_shape(change: Change) -> tuple[int, int]:
+    """Rows and columns of the change as a matrix, which is not built."""
+    if isinstance(change, Factors):
+        return change.up.shape[0], change.down.shape[1]
+    return change.shape[0], change.shape[1]
+
+
 def weight_shape(change: Change, module: LoraModule) -> tuple[int, ...]:
     """The shape of the weight that is changed."""
     return change.shape if isinstance(change, Factors) else _shape(change.shape[0], change.shape[1], module)
