@@ -147,6 +147,10 @@ class ComfyHost:
         """The first ``loras`` folder."""
         return Path(_model_folders("loras")[0])
 
+    def checkpoints_dir(self) -> Path:
+        """The first ``checkpoints`` folder."""
+        return Path(_model_folders("checkpoints")[0])
+
     # names of files --------------------------------------------------------------------------------------------
     def checkpoint_names(self) -> list[str]:
         """The checkpoints that are safetensors files, and the built-in ones."""

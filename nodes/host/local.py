@@ -104,6 +104,10 @@ class LocalHost:
         """``<base_dir>/models/loras``."""
         return self.folders.models("loras")[0]
 
+    def checkpoints_dir(self) -> Path:
+        """``<base_dir>/models/checkpoints``."""
+        return self.folders.models("checkpoints")[0]
+
     # names of files --------------------------------------------------------------------------------------------
     def checkpoint_names(self) -> list[str]:
         """The checkpoints below ``models/checkpoints``, and the built-in ones."""

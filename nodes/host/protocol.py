@@ -75,6 +75,9 @@ class Host(Protocol):
     def loras_dir(self) -> Path:
         """The first ``loras`` folder: where a finished LoRA is written so that every LoRA loader lists it."""
 
+    def checkpoints_dir(self) -> Path:
+        """The first ``checkpoints`` folder: where a merged model is written so that every loader lists it."""
+
     # names of files --------------------------------------------------------------------------------------------
     def checkpoint_names(self) -> list[str]:
         """Names for the base combo, :data:`PICO_NAME` and :data:`PICO_XL_NAME` last."""

@@ -59,6 +59,9 @@ class FakeHost:
     def loras_dir(self) -> Path:
         return self.base / "loras"
 
+    def checkpoints_dir(self) -> Path:
+        return self.base / "checkpoints"
+
     def checkpoint_names(self) -> list[str]:
         return [*self._files("checkpoints"), PICO_NAME, PICO_XL_NAME]
 
