@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -280,9 +280,9 @@ def _read_row(path: Path, group: _Group, row: int, key: bytes) -> tuple[dict[str
         for name, (begin, row_bytes, dtype, shape) in group.values.items():
             raw = torch.empty(row_bytes, dtype=torch.uint8)
             file.seek(begin + row * row_bytes)
-            if row_bytes and file.readinto(memoryview(raw.numpy())) != row_bytes:
+            if row_bytes and file.readinto(cast(Any, raw.numpy())) != row_bytes:
                 raise OSError("the file became shorter")
-            crc = zlib.crc32(memoryview(raw.numpy()), crc)
+            crc = zlib.crc32(cast(Any, raw.numpy()), crc)
             values[name] = raw.view(torch_dtype(dtype)).reshape(shape)
     return values, crc
 
@@ -290,4 +290,4 @@ def _read_row(path: Path, group: _Group, row: int, key: bytes) -> tuple[dict[str
 def _bytes_of(tensor: "Tensor") -> memoryview:
     import torch
 
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(cast(Any, tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))

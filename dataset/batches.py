@@ -96,6 +96,11 @@ class EpochBatches(Sequence[Batch]):
         return (self[number] for number in range(len(self)))
 
 
+KEEP, REPEAT, MERGE = "keep", "repeat", "merge"
+SMALL_BATCHES = (KEEP, REPEAT, MERGE)
+"""What becomes of a bucket's last batch where it is not full."""
+
+
 def effective_repeats(dataset: "Dataset") -> NDArray[np.int64]:
     """How often each picture is seen in an epoch, int64 [pictures].
 
@@ -127,7 +132,13 @@ def steps_per_epoch(dataset: "Dataset", buckets: BucketAssignment, batch_size: i
 
 
 def epoch_batches(
-    dataset: "Dataset", buckets: BucketAssignment, *, batch_size: int, seed: int, epoch: int
+    dataset: "Dataset",
+    buckets: BucketAssignment,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    small: str = KEEP,
 ) -> EpochBatches:
     """The batches of an epoch in their order.
 
@@ -140,6 +151,7 @@ def epoch_batches(
         batch_size: Pictures per batch.
         seed: The run's seed.
         epoch: Number of the epoch; another one has another order.
+        small: One of ``SMALL_BATCHES``; for MERGE the buckets are merged already.
 
     Raises:
         InputError: The batch size is not positive, the buckets belong to another table, or an epoch is too long.
@@ -154,15 +166,15 @@ def epoch_batches(
     order = np.lexsort((random.random_raw(len(items)), buckets.index[items]))
     items, showings = items[order], showings[order]
     counts = np.array(buckets.counts(repeats), dtype=np.int64)
-    starts_list = [
-        np.arange(end - count, end, batch_size, dtype=np.int64)
-        for count, end in zip(counts.tolist(), np.cumsum(counts).tolist(), strict=True)
-    ]
-    ends_list = [
-        np.minimum(starts + batch_size, end)
-        for starts, end in zip(starts_list, np.cumsum(counts).tolist(), strict=True)
-    ]
-    starts, ends = np.concatenate(starts_list), np.concatenate(ends_list)
+    sizes = [batch_sizes(count, batch_size, small) for count in counts.tolist()]
+    if small != KEEP:
+        slots = np.array([int(each.sum()) for each in sizes], dtype=np.int64)
+        place = np.arange(int(slots.sum())) - np.repeat(np.cumsum(slots) - slots, slots)
+        of_bucket = np.repeat(counts, slots)
+        taken = np.repeat(np.cumsum(counts) - counts, slots) + place % np.maximum(1, of_bucket)
+        items, showings = items[taken], showings[taken] + place // np.maximum(1, of_bucket)
+    ends = np.cumsum(np.concatenate(sizes))
+    starts = ends - np.concatenate(sizes)
     batch_order = np.argsort(random.random_raw(len(starts)), kind="stable")
     draws = random.random_raw(len(items))
     flippable = np.array([subset.flip for subset in dataset.subsets], dtype=np.bool_)[dataset.subset_index]
@@ -174,6 +186,62 @@ def epoch_batches(
         starts=starts[batch_order],
         ends=ends[batch_order],
         buckets=buckets,
+    )
+
+
+def batch_sizes(count: int, batch_size: int, small: str) -> NDArray[np.int64]:
+    """How many pictures the batches of a bucket have, int64 [batches].
+
+    Args:
+        count: Pictures of the bucket in an epoch.
+        batch_size: Pictures of a full batch.
+        small: KEEP leaves a partial last one; REPEAT fills it up; MERGE makes all nearly equal, and where two do not
+            fit evenly, one picture is shown twice instead of alone.
+    """
+    batches = -(-count // batch_size)
+    if small == MERGE and batches:
+        count += count // batches == 1 and count > 1 and batch_size > 1 and count % batches > 0
+        return np.array([count // batches + (number < count % batches) for number in range(batches)], dtype=np.int64)
+    sizes = np.full(batches, batch_size, dtype=np.int64)
+    if small == KEEP and count % batch_size:
+        sizes[-1] = count % batch_size
+    return sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchFacts:
+    """What the batches of an epoch are like.
+
+    Attributes:
+        batches: How many there are.
+        images: Pictures in all of them.
+        partial: Batches that are not full.
+        alone: Batches of one picture, where batches should have more.
+        repeated: Pictures that only fill batches up.
+    """
+
+    batches: int
+    images: int
+    partial: int
+    alone: int
+    repeated: int
+
+
+def batch_facts(dataset: "Dataset", buckets: BucketAssignment, *, batch_size: int, small: str = KEEP) -> BatchFacts:
+    """Counts the batches of an epoch.
+
+    Raises:
+        InputError: As :func:`epoch_batches`.
+    """
+    _check(dataset, buckets, batch_size)
+    counts = buckets.counts(effective_repeats(dataset))
+    sizes = np.concatenate([np.zeros(0, np.int64), *(batch_sizes(count, batch_size, small) for count in counts)])
+    return BatchFacts(
+        batches=len(sizes),
+        images=int(sizes.sum()),
+        partial=int((sizes < batch_size).sum()),
+        alone=int((sizes == 1).sum()) if batch_size > 1 else 0,
+        repeated=int(sizes.sum()) - sum(counts),
     )
 
 

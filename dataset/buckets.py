@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,6 +172,14 @@ def assign_no_upscale(width_px: int, height_px: int, *, max_area_px: int, step_p
     return _bucket(size, source=(width_px, height_px), resized=resized, scale=scale)
 
 
+class Rule(Protocol):
+    """What gives every picture its bucket."""
+
+    def assign(self, width_px: int, height_px: int) -> Bucket:
+        """The bucket of one picture of the given (upright) size."""
+        ...
+
+
 class BucketAssignment:
     """The bucket of every picture of a data set, in columns.
 
@@ -180,17 +188,67 @@ class BucketAssignment:
         index: int32 [pictures], the place of each picture's bucket in ``sizes``.
     """
 
-    def __init__(self, rule: BucketRule, widths_px: NDArray[np.int32], heights_px: NDArray[np.int32]) -> None:
-        pairs = np.stack([widths_px, heights_px], axis=1).astype(np.int32, copy=False)
-        unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
-        buckets = [rule.assign(int(width), int(height)) for width, height in unique]
+    def __init__(
+        self,
+        rule: Rule | Sequence[Rule],
+        widths_px: NDArray[np.int32],
+        heights_px: NDArray[np.int32],
+        *,
+        tiers: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Sorts pictures.
+
+        Args:
+            rule: For all pictures, or several.
+            widths_px: Of every picture.
+            heights_px: Likewise.
+            tiers: Which of several rules is meant, of every picture.
+        """
+        if tiers is None:
+            tiers = np.zeros(len(widths_px), dtype=np.int64)
+        rules = rule if isinstance(rule, Sequence) else [rule]
+        facts = np.stack([tiers, widths_px, heights_px], axis=1).astype(np.int32, copy=False)
+        unique, inverse = np.unique(facts, axis=0, return_inverse=True)
+        buckets = [rules[int(tier)].assign(int(width), int(height)) for tier, width, height in unique]
+        self._set(buckets, inverse.reshape(-1).astype(np.int32))
+
+    def _set(self, buckets: Sequence[Bucket], inverse: NDArray[np.int32]) -> None:
         self.sizes: tuple[Size, ...] = tuple(sorted({bucket.size for bucket in buckets}))
         place = {size: number for number, size in enumerate(self.sizes)}
         of_unique = np.array([place[bucket.size] for bucket in buckets], dtype=np.int32)
         self._buckets = tuple(buckets)
-        self._inverse: NDArray[np.int32] = inverse.reshape(-1).astype(np.int32)
+        self._inverse: NDArray[np.int32] = inverse
         self.index: NDArray[np.int32] = of_unique[self._inverse] if buckets else np.zeros(0, dtype=np.int32)
         self.index.setflags(write=False)
+
+    def merged(self, repeats: NDArray[np.int64], at_least: int) -> "BucketAssignment":
+        """The same pictures with fewer buckets: those seen less often than ``at_least`` join the nearest other one.
+
+        The smallest goes first, to the bucket whose width / height, and then whose area, differs least.
+
+        Args:
+            repeats: How often each picture is seen in an epoch.
+            at_least: Pictures per epoch that a bucket must have to stay; one bucket always does.
+        """
+        counts = {size: count for size, count in zip(self.sizes, self.counts(repeats), strict=True) if count}
+        goes_to: dict[Size, Size] = {}
+        while len(counts) > 1:
+            size = min(counts, key=lambda listed: (counts[listed], listed))
+            if counts[size] >= at_least:
+                break
+            count = counts.pop(size)
+            nearest = min(counts, key=lambda listed: (_distance(size, listed), listed))
+            counts[nearest] += count
+            goes_to[size] = nearest
+        buckets = []
+        for bucket in self._buckets:
+            size = bucket.size
+            while size in goes_to:
+                size = goes_to[size]
+            buckets.append(bucket if size == bucket.size else assign(*bucket.source, [size]))
+        found = BucketAssignment.__new__(BucketAssignment)
+        found._set(buckets, self._inverse)
+        return found
 
     def __len__(self) -> int:
         return len(self._inverse)
@@ -230,7 +288,7 @@ class BucketAssignment:
         return "\n".join(lines)
 
 
-def assign_buckets(dataset: "Dataset", rule: BucketRule) -> BucketAssignment:
+def assign_buckets(dataset: "Dataset", rule: Rule) -> BucketAssignment:
     """Sorts every picture of a data set into its bucket."""
     return BucketAssignment(rule, dataset.width_px, dataset.height_px)
 
@@ -243,6 +301,12 @@ def _bucket(size: Size, *, source: Size, resized: Size, scale: float) -> Bucket:
 
 def _start_at(focus: float, resized_px: int, length_px: int) -> int:
     return min(max(0, round(focus * resized_px - length_px / 2)), resized_px - length_px)
+
+
+def _distance(one: Size, other: Size) -> float:
+    """How different two buckets are: by shape, and by area where several resolutions are trained."""
+    shape = abs(math.log(one[0] / one[1]) - math.log(other[0] / other[1]))
+    return shape + abs(math.log(one[0] * one[1]) - math.log(other[0] * other[1]))
 
 
 def _down_to_step(length_px: float, step_px: int) -> int:

@@ -64,4 +64,5 @@ def tinted(pixels: NDArray[np.uint8], tint: Tint) -> NDArray[np.uint8]:
     mean_grey = float((values @ np.array(LUMA, dtype=np.float32)).mean())
     values = (values - mean_grey) * np.float32(tint.contrast) + mean_grey
     values = values @ tint.matrix().T.astype(np.float32)
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8).reshape(pixels.shape)
+    found: NDArray[np.uint8] = np.clip(np.rint(values), 0, 255).astype(np.uint8).reshape(pixels.shape)
+    return found

@@ -182,6 +182,18 @@ def identity_hash(base: Base, checkpoint_hash: str, progress: Progress | None = 
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
 
 
+def text_hash(base: Base, checkpoint_hash: str, progress: Progress | None = None) -> str:
+    """What decides the numbers of the text encoders, as one hash: of the checkpoint, where no LoRA changes them."""
+    loras = [
+        [known_sha256(lora.path, progress), lora.strength_clip, lora.stem_strengths]
+        for lora in base.loras
+        if lora.strength_clip
+    ]
+    if not loras:
+        return checkpoint_hash
+    return hashlib.sha256(json.dumps([checkpoint_hash, loras]).encode("utf-8")).hexdigest()
+
+
 def vae_hash(base: Base, checkpoint_hash: str, progress: Progress | None = None) -> str:
     """SHA-256 of the file whose VAE is used."""
     return checkpoint_hash if base.vae_path is None else known_sha256(base.vae_path, progress)

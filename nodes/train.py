@@ -13,6 +13,7 @@ from ..dataset.table import Dataset
 from ..families._base import Base
 from ..merger.lora.handle import Lora, open_lora
 from ..networks._spec import get_network
+from ..trainer.augment import AugmentParams
 from ..trainer.config import MODES, Job, TrainParams
 from ..trainer.objectives._spec import find_objective
 from ..trainer.optimizers._spec import find_optimizer
@@ -148,6 +149,10 @@ class TrainLora:
                     "Stages with pictures, size and learning rates of their own, one after the other; the same from "
                     "the first step to the last when left open.",
                 ),
+                "augment": socket(
+                    "ATELIER_AUGMENT",
+                    "Variants of pictures and captions, further resolutions, small batches; none when left open.",
+                ),
             },
             "hidden": {"prompt": "PROMPT"},
         }
@@ -163,6 +168,7 @@ class TrainLora:
         trigger: str = "",
         start_from: Lora | None = None,
         stages: tuple[TrainStage, ...] | None = None,
+        augment: AugmentParams | None = None,
         prompt: Mapping[str, Any] | None = None,
         **values: Any,
     ) -> dict[str, Any]:
@@ -179,6 +185,7 @@ class TrainLora:
             blocks=blocks or "",
             start=None if start_from is None else start_of(base, start_from),
             stages=stages or (),
+            augment=augment or AugmentParams(),
         )
         note = unused_trigger(dataset, trigger)
         if note:

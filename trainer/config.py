@@ -17,6 +17,7 @@ from ..dataset.tiers import BucketParams
 from ..families._base import Base
 from ..families._spec import get_family
 from ..networks._targeting import parse_targeting
+from .augment import AugmentParams
 from .stages import TrainStage, stage_steps
 from .starting import StartLora
 
@@ -243,6 +244,7 @@ class Job:
         parent: key and step of the run that is continued, "" for a run of its own.
         start: the LoRA file whose values the adapter begins with, None for fresh ones.
         stages: what comes one after the other; empty for a run that is the same from its first step to its last.
+        augment: variants, caches, sizes and small batches.
     """
 
     base: Base
@@ -255,6 +257,7 @@ class Job:
     parent: str = ""
     start: StartLora | None = None
     stages: tuple[TrainStage, ...] = ()
+    augment: AugmentParams = AugmentParams()
 
     def config(self) -> dict[str, Any]:
         """Returns all settings as plain JSON values."""
@@ -267,6 +270,7 @@ class Job:
             "parent": self.parent,
             **({} if self.start is None else {"start": self.start.sha256}),
             **({"stages": self._stages_config()} if self.stages else {}),
+            **({"augment": self.augment.to_json()} if differences(self.augment) else {}),
         }
 
     def stage_jobs(self) -> list["Job"]:
@@ -313,6 +317,8 @@ class Job:
         for stage, settings in zip(self.stages, config.get("stages", ()), strict=True):
             for name in settings.keys() - _keyed(stage.params, "stage").keys():
                 del settings[name]
+        if "augment" in config:
+            config["augment"] = _keyed(self.augment, "augment")
         config["blocks"] = parse_targeting(self.blocks, get_family(self.base.family).blocks).canonical()
         said = {"config": config, "base": base_hash, "data": data_hash, "numerics": NUMERICS_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
@@ -393,7 +399,7 @@ def composed_name(job: Job) -> str:
     words = [Path(job.dataset.root).name or "run"]
     if job.network.name != "lora":
         words.append(job.network.name)
-    for params in (job.network.params, job.params, job.optimizer.params, job.objective.params):
+    for params in (job.network.params, job.params, job.optimizer.params, job.objective.params, job.augment):
         words.extend(_word(name, value) for name, value in differences(params).items() if name not in SILENT_IN_NAME)
     words.extend(_blocks_words(job.blocks))
     if job.stages:

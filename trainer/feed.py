@@ -5,14 +5,17 @@ from typing import Any
 import torch
 
 from ..core import seeds
-from ..dataset.batches import Batch, EpochBatches, epoch_batches, steps_per_epoch
+from ..core.ahead import NextAhead
+from ..core.transfer import to_device
+from ..dataset.batches import KEEP, Batch, EpochBatches, epoch_batches, steps_per_epoch
 from ..dataset.buckets import BucketAssignment
-from ..dataset.captions import caption_for
+from ..dataset.caption_forms import CaptionForms
 from ..dataset.table import Dataset
-from ..dataset.views import View, plain_view
+from ..dataset.views import View, variant_shown
 from ..families._spec import Conditioning
 from .conditioning import conditioning_of
-from .latents import LatentCache
+from .encoder import Pair
+from .latents import Entry, LatentCache
 from .texts import Texts
 
 
@@ -32,11 +35,32 @@ class Feed:
         prior_loss_weight: float,
         device: torch.device,
         takes_sizes: bool = False,
+        forms: CaptionForms | None = None,
+        small_batches: str = KEEP,
     ) -> None:
-        """Binds the pictures to a run; ``takes_sizes`` says whether the network is told of their sizes."""
+        """Binds the pictures to a run.
+
+        Args:
+            dataset: the pictures.
+            buckets: of them.
+            batch_size: pictures of a batch.
+            seed: of the run.
+            latents: of the pictures.
+            texts: what captions say to the network.
+            latent_scale: what the VAE's latents are multiplied by.
+            prior_loss_weight: weight of regularisation pictures.
+            device: of the training.
+            takes_sizes: whether the network is told of the pictures' sizes.
+            forms: makes captions; None makes a new form every time.
+            small_batches: what becomes of a bucket's last batch.
+        """
         self.dataset, self.buckets, self.batch_size, self.seed = dataset, buckets, batch_size, seed
         self.cache, self.texts, self.latent_scale, self.device = latents, texts, latent_scale, device
-        self.takes_sizes = takes_sizes
+        self.takes_sizes, self.small_batches = takes_sizes, small_batches
+        self.forms = forms or CaptionForms(dataset)
+        self._ahead: NextAhead[tuple[torch.Tensor, torch.Tensor]] | None = None
+        if device.type == "cuda":
+            self._ahead = NextAhead(self._stacked)
         self.batches_per_epoch = steps_per_epoch(dataset, buckets, batch_size)
         weights = dataset.loss_weights(prior_loss_weight)
         self._image_weights = None if weights is None else weights.tolist()
@@ -46,26 +70,48 @@ class Feed:
         """Returns the ``index``-th batch of the run."""
         epoch, number = divmod(index, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            batches = epoch_batches(self.dataset, self.buckets, batch_size=self.batch_size, seed=self.seed, epoch=epoch)
+            batches = epoch_batches(
+                self.dataset,
+                self.buckets,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                epoch=epoch,
+                small=self.small_batches,
+            )
             self._epoch = (epoch, batches)
         return self._epoch[1][number]
 
+    def entries(self, index: int) -> tuple[Entry, ...]:
+        """Returns which latent of each picture of the batch is shown; it follows from the seed and the epoch alone."""
+        batch, variants = self.batch(index), self.cache.rules.variants
+        return tuple(
+            Entry(picture, variant_shown(self.seed, picture, showing, variants), flipped)
+            for picture, showing, flipped in zip(batch.images, batch.showings, batch.flips, strict=True)
+        )
+
     def views(self, index: int) -> tuple[View, ...]:
         """Returns how each picture of the batch is seen: scaled, cut, mirrored."""
-        batch = self.batch(index)
-        return tuple(
-            plain_view(self.buckets[n], self.dataset.focal_point(n), flipped=flip)
-            for n, flip in zip(batch.images, batch.flips, strict=True)
-        )
+        return tuple(self.cache.view(entry) for entry in self.entries(index))
 
     def latents(self, index: int, *, seed: int, step: int, micro: int) -> torch.Tensor:
         """Returns scaled latents [b, c, h, w] fp32, freshly drawn from each picture's posterior."""
-        batch = self.batch(index)
-        pairs = [self.cache.get(n, flipped=flip) for n, flip in zip(batch.images, batch.flips, strict=True)]
-        mean = torch.stack([pair[0] for pair in pairs])
-        std = torch.stack([pair[1] for pair in pairs])
+        mean, std = self._stacked(index) if self._ahead is None else self._ahead.get(index)
         noise = torch.randn(mean.shape, generator=seeds.generator(seed, step, f"latents {micro}"))
-        return ((mean + std * noise) * self.latent_scale).to(self.device, non_blocking=True)
+        if mean.device.type == "cpu":
+            return to_device((mean + std * noise) * self.latent_scale, self.device)
+        return (mean + std * to_device(noise, self.device)) * self.latent_scale
+
+    def _stacked(self, index: int) -> Pair:
+        pairs = [self.cache.get(entry.picture, entry.variant, flipped=entry.flipped) for entry in self.entries(index)]
+        return torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
+
+    def free(self) -> None:
+        """Lets go of what is kept in memory and of the thread that reads ahead, once no batch is asked for any more."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+        self.cache.free()
+        self._epoch = None
 
     def text(self, index: int, *, seed: int, step: int, micro: int) -> Any:
         """Returns the text states of the batch; shuffling and dropout follow the batch's own seeds."""
@@ -74,7 +120,10 @@ class Feed:
     def captions(self, index: int) -> list[str]:
         """Returns the captions of the batch as they are trained."""
         batch = self.batch(index)
-        return [caption_for(self.dataset, n, s) for n, s in zip(batch.images, batch.caption_seeds, strict=True)]
+        return [
+            self.forms.text(picture, caption_seed, run_seed=self.seed, showing=showing)
+            for picture, caption_seed, showing in zip(batch.images, batch.caption_seeds, batch.showings, strict=True)
+        ]
 
     def weights(self, index: int) -> torch.Tensor | None:
         """Returns the loss weights [b], or None when all are 1."""
@@ -100,8 +149,3 @@ class Feed:
     def epoch(self, index: int) -> int:
         """Returns the epoch of the batch, counted from 0."""
         return index // self.batches_per_epoch
-
-    def free(self) -> None:
-        """Lets go of what is kept in memory, once no batch is asked for any longer."""
-        self.cache.free()
-        self._epoch = None

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,13 @@ from ..dataset.table import Dataset
 from ..dataset.views import View, ViewRules
 from ..families._spec import Family
 from ._lock import locked
-from .precision import OutOfMemory
+from .encoder import Pair, PictureEncoder
+from .held import Held
+from .kohya_latents import KohyaLatents, check_convention
 
 LATENTS_QUOTA_BYTES = 32 * 2**30
 IN_MEMORY_BYTES = 2 * 2**30
+"""Latents that are kept in the host's memory once they were read."""
 LATENT_FACTOR = 8
 LATENT_CHANNELS = 4
 LATENT_CACHE_VERSION = 1
@@ -35,17 +38,6 @@ OLD_FOLDER = "latents"
 """Where earlier versions kept one file per picture."""
 ROW_BYTES = 64
 """A row's key and checksum, rounded up."""
-
-AT_ONCE = 16
-"""Most pictures that are encoded at once."""
-BYTES_PER_PIXEL = 4096
-"""Device memory that encoding takes for a pixel, measured high: a dozen maps of 128 channels in fp32."""
-MEMORY_SHARE = 0.25
-"""Share of the device's free memory that encoding may take."""
-DEVICE_SHARE = 0.05
-"""Share of the device's free memory that a cache may take for good."""
-
-Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 class Entry(NamedTuple):
@@ -76,6 +68,12 @@ def latent_key(
     return hashlib.sha256("|".join(said).encode("utf-8")).hexdigest()
 
 
+def row_bytes(buckets: BucketAssignment) -> NDArray[np.int64]:
+    """Returns the bytes that one latent of every picture takes, int64 [pictures]."""
+    pixels = buckets.column(lambda bucket: bucket.width * bucket.height)
+    return np.asarray(2 * 4 * LATENT_CHANNELS * pixels / LATENT_FACTOR**2 + ROW_BYTES, dtype=np.int64)
+
+
 class LatentCache:
     """Latents of the pictures of a data set, as mean and standard deviation, unscaled.
 
@@ -93,6 +91,7 @@ class LatentCache:
         flips: Sequence[bool],
         rules: ViewRules | None = None,
         progress: Progress | None = None,
+        given: KohyaLatents | None = None,
     ) -> None:
         """Knows the keys, and looks what lies there; nothing is made yet.
 
@@ -105,6 +104,7 @@ class LatentCache:
             flips: whether a picture may be flipped.
             rules: what the variants of a picture differ in; None for one variant, the plain one.
             progress: told of damaged files.
+            given: latents that lie beside the pictures; they are taken where they were made as ours are.
         """
         self.dataset, self.buckets, self.contents = dataset, buckets, contents
         self.vae_identity, self.rules = vae_identity, rules or ViewRules()
@@ -112,23 +112,25 @@ class LatentCache:
         self._flips = np.array(flips, dtype=np.bool_)
         per_picture = self.rules.variants * (1 + self._flips.astype(np.int64))
         self._first: NDArray[np.int64] = np.concatenate([[0], np.cumsum(per_picture)]).astype(np.int64)
-        pixels = buckets.column(lambda bucket: bucket.width * bucket.height)
-        row_bytes = 2 * 4 * LATENT_CHANNELS * pixels / LATENT_FACTOR**2 + ROW_BYTES
-        self._row_bytes: NDArray[np.int64] = row_bytes.astype(np.int64)
+        self._row_bytes = row_bytes(buckets)
         self.total_bytes = int((self._row_bytes * per_picture).sum())
-        self.shards = Shards(
+        self._given = given or KohyaLatents()
+        self.shards = self._opened()
+        self._held: Held[int] = Held(IN_MEMORY_BYTES)
+        self._refill: Callable[[], int] | None = None
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def _opened(self) -> Shards:
+        shards = Shards(
             self.folder / LATENTS_FOLDER,
             [bytes.fromhex(self.key(entry))[:KEY_BYTES] for entry in self.entries()],
             quota_bytes=max(LATENTS_QUOTA_BYTES, 2 * self.total_bytes),
             status=self._progress.status,
         )
-        self.shards.look()
-        self._held: dict[int, Pair] = {}
-        self._held_bytes, self._held_on, self._hold_bytes = 0, torch.device("cpu"), IN_MEMORY_BYTES
-        self._refill: Callable[[], int] | None = None
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
+        shards.look()
+        return shards
 
     def entries(self) -> Iterator[Entry]:
         """Yields every latent in the order of their numbers."""
@@ -168,7 +170,11 @@ class LatentCache:
             vae_identity=self.vae_identity,
             view=self.view(entry),
             crop=self.dataset.crop(entry.picture),
+            made_by=self._made_by(entry),
         )
+
+    def _made_by(self, entry: Entry) -> str:
+        return self._given.made_by(entry.picture, flipped=entry.flipped) if entry.variant == 0 else ""
 
     def missing(self) -> list[Entry]:
         """Returns the latents that are not in the cache."""
@@ -195,13 +201,15 @@ class LatentCache:
             return 0
         needed = self._row_bytes[np.searchsorted(self._first, missing, side="right") - 1]
         ensure_space(self.folder / LATENTS_FOLDER, int(needed.sum()))
-        self._take_old(missing, progress)
+        encoder: PictureEncoder | None = None
+        if any(self._made_by(self.entry(number)) for number in missing):
+            encoder = PictureEncoder(family, load_vae())
+            self._take_given(family, encoder, progress)
+        self._take_old(self.shards.missing(), progress)
         missing = self.shards.missing()
         if not missing:
             return 0
-        vae = load_vae()
-        device = next(vae.parameters()).device
-        encoder = _Encoder(family, vae, device)
+        encoder = encoder or PictureEncoder(family, load_vae())
         total, done = len(missing), 0
         with self._order(missing) as ordered, self.shards.writing() as put:
             for batch in self._decoded(ordered, encoder):
@@ -229,7 +237,7 @@ class LatentCache:
                 ordered.reverse()
             yield ordered
 
-    def _decoded(self, numbers: list[int], encoder: "_Encoder") -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
+    def _decoded(self, numbers: list[int], encoder: PictureEncoder) -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
         """Yields batches of pixels of one size; every picture is decoded once for all its variants."""
         groups: list[list[int]] = []
         for number in numbers:
@@ -283,6 +291,27 @@ class LatentCache:
         for key in moved:
             old.remove(key)
 
+    def _take_given(self, family: Family, encoder: PictureEncoder, progress: Progress) -> None:
+        """Takes the latents that lie beside the pictures, if they were made as ours are."""
+
+        def made_here(picture: int) -> torch.Tensor:
+            pixels = self.view(Entry(picture, 0, False)).pixels(load_row(self.dataset, picture))
+            return encoder.encode([pixels])[0][0]
+
+        check_convention(self._given, self.buckets, made_here, family)
+        progress.status(self._given.text())
+        if not self._given.paths:
+            self.shards = self._opened()  # under the keys of latents that are made here
+            return
+        missing = self.shards.missing()
+        with self.shards.writing() as put:
+            for done, number in enumerate(missing):
+                entry = self.entry(number)
+                if self._made_by(entry):
+                    progress.update(done, len(missing), "reading kohya's latents")
+                    mean = torch.from_numpy(self._given.read(entry.picture, self.buckets, flipped=entry.flipped))
+                    put(number, {"mean": mean, "std": torch.zeros_like(mean)})
+
     def _fits(self, entry: Entry, tensors: dict[str, torch.Tensor]) -> bool:
         width, height = self.buckets[entry.picture].size
         shape = (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR)
@@ -295,9 +324,7 @@ class LatentCache:
 
     def hold_on(self, device: torch.device) -> None:
         """Chooses where latents are kept once they were read: on the device if all fit easily, else in memory."""
-        if device.type == "cuda" and self.total_bytes <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self._held_on, self._hold_bytes = device, self.total_bytes
-            self._held.clear()
+        self._held.choose(device, self.total_bytes)
 
     @property
     def is_held(self) -> bool:
@@ -307,7 +334,6 @@ class LatentCache:
     def free(self) -> None:
         """Lets go of what is held in memory."""
         self._held.clear()
-        self._held_bytes = 0
 
     def get(self, picture: int, variant: int = 0, *, flipped: bool) -> Pair:
         """Returns mean and standard deviation [c, h, w] of a picture's latents, fp32.
@@ -318,65 +344,20 @@ class LatentCache:
             StorageError: the cache cannot be read, nor made again.
         """
         number = self.number(picture, variant, flipped=flipped)
-        held = self._held.get(number)
-        if held is not None:
-            return held
-        pair = self._read(number)
-        if self._held_on.type == "cuda":
-            pair = (pair[0].to(self._held_on), pair[1].to(self._held_on))
-        size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in pair)
-        if self._held_bytes + size_bytes <= self._hold_bytes:
-            self._held[number] = pair
-            self._held_bytes += size_bytes
-        return pair
+        row = self._held.get(number)
+        if row is None:
+            row = self._read(number)
+            row = self._held.put(number, row) or row
+        return row["mean"], row["std"]
 
-    def _read(self, number: int) -> Pair:
+    def _read(self, number: int) -> dict[str, torch.Tensor]:
         try:
-            row = self.shards.read(number)
+            return self.shards.read(number)
         except DamagedShard as damage:
             if self._refill is None:
                 raise StorageError(f"{damage}; start the run again") from damage
             self._refill()
             try:
-                row = self.shards.read(number)
+                return self.shards.read(number)
             except DamagedShard as again:
                 raise StorageError(f"{again}, twice over: the disk of the cache folder may be failing") from again
-        return row["mean"], row["std"]
-
-
-class _Encoder:
-    """The VAE, and how many pictures it takes at once.
-
-    On a CPU pictures are encoded one by one: it is as quick, and the same to the bit whatever else is missing.
-    """
-
-    def __init__(self, family: Family, vae: Any, device: torch.device) -> None:
-        self.family, self.vae, self.device = family, vae, device
-        self._most = 1 if device.type == "cpu" else AT_ONCE
-
-    def at_once(self, shape: tuple[int, ...]) -> int:
-        if self.device.type != "cuda":
-            return self._most
-        free_bytes = torch.cuda.mem_get_info(self.device)[0]
-        return max(1, min(self._most, int(MEMORY_SHARE * free_bytes / (BYTES_PER_PIXEL * shape[0] * shape[1]))))
-
-    def encode(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Pair]:
-        """Returns mean and standard deviation of pictures of one size, fp32 on the CPU."""
-        if not pictures:
-            return []
-        try:
-            return self._encoded(pictures)
-        except OutOfMemory:
-            if len(pictures) == 1:
-                raise
-        # Outside of the handler, which keeps the memory of the attempt alive.
-        self._most = half = len(pictures) // 2
-        return self.encode(pictures[:half]) + self.encode(pictures[half:])
-
-    def _encoded(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Pair]:
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-        images = pixels.to(device=self.device, dtype=torch.float32)
-        with torch.no_grad():
-            means, stds = self.family.encode_image(self.vae, images / 127.5 - 1.0)
-        means, stds = means.float().cpu(), stds.float().cpu()
-        return [(mean.clone(), std.clone()) for mean, std in zip(means, stds, strict=True)]

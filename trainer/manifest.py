@@ -43,6 +43,7 @@ def make_manifest(
             "network": origins(job.network.params),
             "optimizer": origins(job.optimizer.params),
             "objective": origins(job.objective.params),
+            **({"augment": origins(job.augment)} if "augment" in job.config() else {}),
         },
         "base": {
             "name": job.base.name,

@@ -20,7 +20,7 @@ from .optimizers._check import check_optimizer
 from .optimizers._spec import Optimizer, OptimizerParams, Trained, find_optimizer
 from .schedules._spec import Schedule, find_schedule
 from .stage_text import seen_images, stages_lines
-from .staged import Stage, check_stages, stage_at
+from .staged import Stage, check_stages, stage_at, stage_warnings
 from .starting import check_start
 
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -131,6 +131,7 @@ def check_job(job: Job) -> Checked:
         stages=stages,
         warnings=tuple(warnings),
     )
+    warnings += stage_warnings(stages, train_text_encoder=train_text_encoder)
     captions = [warning for dataset in checked.datasets for warning in _caption_warnings(dataset)]
     return replace(checked, warnings=(*warnings, *captions))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import logging
 import random
 import time
@@ -17,10 +18,10 @@ from ..core.errors import TrainingError
 from ..core.files import ensure_space
 from ..core.index import Index
 from ..core.progress import Progress
-from ..dataset.captions import caption_for, captions_vary
-from ..families._base import vae_hash
+from ..dataset.caption_forms import CaptionForms
+from ..families._base import text_hash, vae_hash
 from ..families._checkpointing import recompute_activations
-from ..families._spec import Components, Family
+from ..families._spec import Components, Family, TextOptions
 from ..families._targets import every_target
 from ..networks._attach import AdapterSet
 from .average import MovingAverage
@@ -28,6 +29,7 @@ from .base_model import load_frozen
 from .checkpoints import State, latest_readable, list_checkpoints
 from .config import Job
 from .feed import Feed
+from .kohya_latents import KohyaLatents
 from .latents import LatentCache
 from .loop import Learner, Route, Standing, train
 from .metadata import fixed_metadata
@@ -128,6 +130,7 @@ def train_held(
     base_sha256: str,
     contents: Sequence[Sequence[str]],
     start: Start | None,
+    given: Sequence[KohyaLatents],
 ) -> RunResult:
     """Trains the run that this process holds, from wherever it stands to its end.
 
@@ -140,12 +143,14 @@ def train_held(
         base_sha256: of the base model's file.
         contents: content hash of every picture of every stage.
         start: the parent's state, for a run that continues another.
+        given: latents of kohya's scripts that lie beside the pictures, of every stage.
     """
     job, family, stages = checked.job, checked.family, checked.stages
     total_steps = job.params.steps
     precision = Precision(job.params.precision, device)
     loaded = _Loaded(Components())
     recorder: RunRecorder | None = None
+    feed: StagedFeed | None = None
     step = 0
     try:
         # the model, on the CPU until it is needed
@@ -175,12 +180,13 @@ def train_held(
         # latents
         vae_identity = f"{family.name} {vae_hash(job.base, base_sha256, progress)}"
         caches = [
-            _latent_cache(stage, hashes, places, vae_identity, progress)
-            for stage, hashes in zip(stages, contents, strict=True)
+            _latent_cache(stage, hashes, places, vae_identity, files, progress)
+            for stage, hashes, files in zip(stages, contents, given, strict=True)
         ]
         load_vae = lru_cache(partial(_load_vae, job, family, device))
         for cache in caches:
             cache.fill(family, load_vae, progress)
+            cache.hold_on(device)
         load_vae.cache_clear()  # a damaged file of the cache would load it again
 
         # what is trained, on the device
@@ -193,10 +199,15 @@ def train_held(
             average = MovingAverage(loaded.adapter, decay=job.params.ema_decay)
         before_step = _new_beginnings(stages, optimizer, weights)
         accepted_stems = family.accepted_stems(loaded.components)
-        texts = _texts(checked, loaded, progress)
+        forms = [_forms(checked, stage) for stage in stages]
+        text_identity = f"{family.name} {text_hash(job.base, base_sha256, progress)} {job.params.precision}"
+        texts = _texts(checked, loaded, forms, text_identity, places, device, progress)
         feed = joined(
             stages,
-            [_feed(stage, cache, texts, family, device) for stage, cache in zip(stages, caches, strict=True)],
+            [
+                _feed(stage, cache, texts, captions, family, device)
+                for stage, cache, captions in zip(stages, caches, forms, strict=True)
+            ],
             accumulation_steps=job.params.gradient_accumulation_steps,
             accumulation_images=job.params.accumulation_images,
         )
@@ -246,6 +257,8 @@ def train_held(
             _note_failure(run, failure, total_steps=total_steps)
         raise
     finally:
+        if feed is not None:
+            feed.free()
         loaded.free()
 
 
@@ -265,9 +278,14 @@ def _load_vae(job: Job, family: Family, device: torch.device) -> Any:
 
 
 def _latent_cache(
-    stage: Stage, contents: Sequence[str], places: Places, vae_identity: str, progress: Progress
+    stage: Stage,
+    contents: Sequence[str],
+    places: Places,
+    vae_identity: str,
+    given: KohyaLatents,
+    progress: Progress,
 ) -> LatentCache:
-    dataset = stage.job.dataset
+    dataset = stage.pictures
     return LatentCache(
         places.cache_dir,
         dataset,
@@ -275,18 +293,24 @@ def _latent_cache(
         contents=contents,
         vae_identity=vae_identity,
         flips=[dataset.subset_of(number).flip for number in range(len(dataset))],
+        rules=stage.job.augment.rules(),
         progress=progress,
+        given=given,
     )
 
 
-def _feed(stage: Stage, latents: LatentCache, texts: Texts, family: Family, device: torch.device) -> Feed:
+def _feed(
+    stage: Stage, latents: LatentCache, texts: Texts, forms: CaptionForms, family: Family, device: torch.device
+) -> Feed:
     return Feed(
-        dataset=stage.job.dataset,
+        dataset=stage.pictures,
         buckets=stage.buckets,
         batch_size=stage.job.params.batch_size,
         seed=stage.seed,
         latents=latents,
         texts=texts,
+        forms=forms,
+        small_batches=stage.job.augment.small_batches,
         latent_scale=family.latent_scale,
         prior_loss_weight=stage.job.params.prior_loss_weight,
         device=device,
@@ -413,16 +437,29 @@ def _load_optimizer(
                 group[name] = settings[name]
 
 
-def _texts(checked: Checked, loaded: _Loaded, progress: Progress) -> Texts:
+def _forms(checked: Checked, stage: Stage) -> CaptionForms:
+    """The captions of a stage; no fixed forms where a trained encoder reads every caption anew."""
+    augment = checked.job.augment
+    forms = 0 if checked.train_text_encoder else augment.caption_variants
+    return CaptionForms(stage.pictures, forms=forms, wildcards=augment.wildcards)
+
+
+def _texts(
+    checked: Checked,
+    loaded: _Loaded,
+    forms: Sequence[CaptionForms],
+    text_identity: str,
+    places: Places,
+    device: torch.device,
+    progress: Progress,
+) -> Texts:
     """Live encoding where the encoder is trained or captions vary; else kept states, the encoder freed if all fit."""
-    clip_skip, datasets = checked.job.params.clip_skip, checked.datasets
-    if checked.train_text_encoder or any(captions_vary(dataset) for dataset in datasets):
-        return LiveTexts(
-            checked.family, loaded.components, clip_skip=clip_skip, with_gradients=checked.train_text_encoder
-        )
+    family, options = checked.family, TextOptions(clip_skip=checked.job.params.clip_skip)
+    if checked.train_text_encoder or any(each.vary and each.forms == 0 for each in forms):
+        return LiveTexts(family, loaded.components, options=options, with_gradients=checked.train_text_encoder)
     encoder = Components(text_encoders=loaded.components.text_encoders, tokenizers=loaded.components.tokenizers)
-    texts = KeptTexts(checked.family, encoder, clip_skip=clip_skip)
-    if texts.fill([caption_for(dataset, n, 0) for dataset in datasets for n in range(len(dataset))], progress):
+    texts = KeptTexts(family, encoder, options=options, folder=places.cache_dir, identity=text_identity, device=device)
+    if texts.fill(itertools.chain.from_iterable(each.texts() for each in forms), progress):
         texts.free()
         loaded.components.text_encoders = ()
     return texts

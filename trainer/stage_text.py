@@ -5,6 +5,7 @@ from typing import Any
 
 from ..dataset.batches import effective_repeats
 from ..dataset.table import Dataset
+from .augmented import augment_lines
 from .optimizers._spec import OptimizerParams
 from .staged import PARTS, Stage
 
@@ -68,6 +69,7 @@ def _data_lines(stage: Stage) -> list[str]:
         f"Buckets: {_buckets_text(stage)}.",
         f"Batches: {stage.batches_per_epoch} of up to {params.batch_size} in an epoch, {update} for an update: "
         f"{stage.batches_per_epoch / stage.batches_per_update:.4g} steps in an epoch, {stage.epochs:.3g} epochs.",
+        *augment_lines(stage.job, stage.pictures, stage.buckets, stage.batch_facts),
     ]
 
 
@@ -78,7 +80,7 @@ def _skipped_text(dataset: Dataset) -> str:
 
 
 def _buckets_text(stage: Stage) -> str:
-    counts = stage.buckets.counts(effective_repeats(stage.job.dataset))
+    counts = stage.buckets.counts(effective_repeats(stage.pictures))
     sizes = [f"{w}x{h} px: {n}" for (w, h), n in zip(stage.buckets.sizes, counts, strict=True)]
     shown = ", ".join(sizes[:BUCKETS_SHOWN])
     return shown if len(sizes) <= BUCKETS_SHOWN else f"{shown} and {len(sizes) - BUCKETS_SHOWN} more"

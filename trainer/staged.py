@@ -12,8 +12,10 @@ import torch
 from ..core import seeds
 from ..core.errors import InputError
 from ..core.progress import Progress
-from ..dataset.batches import effective_repeats, steps_per_epoch
-from ..dataset.buckets import BucketAssignment, BucketRule, assign_buckets
+from ..dataset.batches import BatchFacts, batch_facts, effective_repeats
+from ..dataset.buckets import BucketAssignment
+from ..dataset.table import Dataset
+from .augmented import augment_warnings, sized
 from .config import Job, of_stage
 from .feed import Feed
 from .loop import update_shares
@@ -34,8 +36,10 @@ class Stage:
         number: from 1.
         job: the run's job with the pictures and settings of this stage; its steps are the stage's.
         first_step: steps of the run before it.
+        pictures: what batches are made of: the job's pictures, several times where each is trained at several
+            resolutions. Batches, buckets and latents count by this table.
         buckets: of its pictures.
-        batches_per_epoch: of its pictures.
+        batch_facts: what the batches of an epoch are like.
         batches_per_update: micro-batches of one update; a mean where pictures are counted.
         lr_factors: by part, on the learning rate.
         begins_anew: whether the optimizer forgets what it knew when the stage begins.
@@ -46,8 +50,9 @@ class Stage:
     number: int
     job: Job
     first_step: int
+    pictures: Dataset
     buckets: BucketAssignment
-    batches_per_epoch: int
+    batch_facts: BatchFacts
     batches_per_update: float
     lr_factors: Mapping[str, float]
     begins_anew: bool
@@ -58,6 +63,11 @@ class Stage:
     def steps(self) -> int:
         """Steps of the stage."""
         return self.job.params.steps
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return self.batch_facts.batches
 
     @property
     def end_step(self) -> int:
@@ -79,17 +89,6 @@ class Stage:
         """Returns the part of the base learning rate that is used in a step (of the run, from 0)."""
         start = self.first_step if self.schedule_over == THIS_STAGE else 0
         return factor(step - start, self.course) * self.lr_factors.get(part, 1.0)
-
-
-def bucket_rule(job: Job) -> BucketRule:
-    """Returns the rule by which pictures get their buckets."""
-    return BucketRule(
-        resolution_px=job.params.resolution_px,
-        step_px=job.params.bucket_step_px,
-        min_px=job.params.bucket_min_px,
-        max_px=job.params.bucket_max_px,
-        upscale=job.params.upscale,
-    )
 
 
 def check_stages(
@@ -122,15 +121,16 @@ def check_stages(
 def _stage(job: Job, settings: StageParams, course: Course, *, number: int, first_step: int) -> Stage:
     if len(job.dataset) == 0 or bool(job.dataset.is_reg.all()):
         raise InputError("The data set holds no picture to train on; give a folder with pictures.")
-    buckets = assign_buckets(job.dataset, bucket_rule(job))
-    batches_per_epoch = steps_per_epoch(job.dataset, buckets, job.params.batch_size)
+    pictures, buckets = sized(job)
+    facts = batch_facts(pictures, buckets, batch_size=job.params.batch_size, small=job.augment.small_batches)
     return Stage(
         number=number,
         job=job,
         first_step=first_step,
+        pictures=pictures,
         buckets=buckets,
-        batches_per_epoch=batches_per_epoch,
-        batches_per_update=_batches_per_update(job, batches_per_epoch),
+        batch_facts=facts,
+        batches_per_update=_batches_per_update(job, facts),
         lr_factors={"unet": settings.unet_lr_factor, "text_encoder": settings.text_encoder_lr_factor},
         begins_anew=number > 1 and settings.optimizer_state == BEGIN_ANEW,
         schedule_over=settings.schedule_over,
@@ -138,11 +138,20 @@ def _stage(job: Job, settings: StageParams, course: Course, *, number: int, firs
     )
 
 
-def _batches_per_update(job: Job, batches_per_epoch: int) -> float:
+def _batches_per_update(job: Job, facts: BatchFacts) -> float:
     if job.params.accumulation_images == 0:
         return job.params.gradient_accumulation_steps
-    images_per_batch = float(effective_repeats(job.dataset).sum()) / batches_per_epoch
-    return max(1.0, job.params.accumulation_images / images_per_batch)
+    return max(1.0, job.params.accumulation_images * facts.batches / facts.images)
+
+
+def stage_warnings(stages: Sequence[Stage], *, train_text_encoder: bool) -> list[str]:
+    """Returns what a person should know of pictures and batches before the run, each note once."""
+    found: dict[str, None] = {}
+    for stage in stages:
+        shown = stage.epochs * int(effective_repeats(stage.job.dataset).max())
+        notes = augment_warnings(stage.job, stage.batch_facts, shown=shown, train_text_encoder=train_text_encoder)
+        found.update(dict.fromkeys(notes))
+    return list(found)
 
 
 def _check_settings(job: Job, settings: StageParams, optimizer: OptimizerParams, trained: Trained) -> None:
@@ -191,6 +200,11 @@ class StagedFeed:
         """Returns (place of the stage from 0, batch of the stage) of a batch of the run."""
         place = bisect_right(self.starts, index) - 1
         return place, index - self.starts[place]
+
+    def free(self) -> None:
+        """Lets go of what the feeds keep."""
+        for feed in self.feeds:
+            feed.free()
 
     def _of(self, index: int) -> tuple[Feed, int]:
         place, own = self.place(index)

@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,10 +16,13 @@ from ..core.params import Choice, choice_from_json
 from ..core.progress import Progress, SilentProgress
 from ..dataset.table import Dataset
 from ..families._base import Base, identity_hash
+from ..families._spec import get_family
 from ..networks._spec import networks
+from .augment import AugmentParams
 from .caches import ContentIndex, own_index
 from .checkpoints import Checkpoint, list_checkpoints, load_state
 from .config import Job, TrainParams, hash_of
+from .kohya_latents import KohyaLatents, find_files
 from .manifest import data_hash, make_manifest
 from .objectives._spec import objectives
 from .optimizers._spec import OptimizerParams, optimizers
@@ -28,6 +31,7 @@ from .precision import OutOfMemory
 from .recorder import standing_of
 from .run import RunFolder, RunInfo, RunRef, check_writable, find_runs, new_run, open_run, publish_file, runs_folder
 from .session import Places, RunResult, Start, train_held
+from .staged import Stage
 from .starting import StartLora
 
 Around: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
@@ -194,6 +198,12 @@ def _train_lora(
         checked = check_job(job)
     hashes = [data_hash(stage.job.dataset, found) for stage, found in zip(checked.stages, contents, strict=True)]
     content_hash = hashes[0] if not job.stages else hash_of(hashes)
+    contents = [
+        found * (len(stage.pictures) // len(found)) for stage, found in zip(checked.stages, contents, strict=True)
+    ]
+    given = [_kohya_latents(stage, found, progress) for stage, found in zip(checked.stages, contents, strict=True)]
+    if job.augment.kohya_latents:
+        content_hash = hash_of([content_hash, *(found.digest() for found in given)])
     base_id = identity_hash(job.base, base_sha256, progress)
     key = job.key(base_hash=base_id, data_hash=content_hash)
     folder, finished = _find(job, places, key)
@@ -208,8 +218,17 @@ def _train_lora(
         # The name of an interrupted run stays as it was begun.
         checked = replace(checked, job=job.with_params(run_name=str(run.manifest["run_name"])))
         return train_held(
-            checked, run, places, device, progress, base_sha256=base_sha256, contents=contents, start=start
-        )
+            checked, run, places, device, progress,
+            base_sha256=base_sha256, contents=contents, start=start, given=given,
+        )  # fmt: skip
+
+
+def _kohya_latents(stage: Stage, contents: Sequence[str], progress: Progress) -> KohyaLatents:
+    """The files of kohya's scripts beside a stage's pictures, where they are wanted."""
+    if not stage.job.augment.kohya_latents:
+        return KohyaLatents()
+    family = get_family(stage.job.base.family)
+    return find_files(stage.pictures, stage.buckets, contents, family, progress)
 
 
 def _decodable(checked: Checked, index: ContentIndex, progress: Progress) -> tuple[Job, list[list[str]]]:
@@ -298,6 +317,7 @@ def _child_job(
         optimizer=optimizer or choice_from_json(config["optimizer"], optimizers()),
         objective=choice_from_json(config["objective"], objectives()),
         blocks=str(config["blocks"]),
+        augment=AugmentParams.from_json(config.get("augment", {})),
         parent=f"{parent.key}:{checkpoint.step}",
         start=_start_of_child(parent, checkpoint) if "start" in config else None,
     )

@@ -23,7 +23,9 @@ from lora_atelier.dataset.table import Dataset
 from lora_atelier.dataset.tints import TintRanges
 from lora_atelier.dataset.views import ViewRules
 from lora_atelier.trainer import latents
+from lora_atelier.trainer.encoder import PictureEncoder
 from lora_atelier.trainer.latents import Entry
+from lora_atelier.trainer.precision import OutOfMemory
 
 CROPS = ViewRules(variants=4, random_crop=True, max_zoom=1.5)
 COLOURS = ViewRules(variants=3, tints=TintRanges(brightness=(0.5, 0.8)))
@@ -203,7 +205,7 @@ def test_the_key_of_the_plain_variant_is_that_of_earlier_versions(tmp_path: Path
 def test_pictures_of_one_bucket_are_encoded_together_where_it_pays(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latents._Encoder, "at_once", lambda self, shape: 2)
+    monkeypatch.setattr(PictureEncoder, "at_once", lambda self, shape: 2)
     family = FakeFamily()
     cache = cache_of(tmp_path, dataset)
     assert fill(cache, family) == 5
@@ -215,25 +217,22 @@ def test_pictures_of_one_bucket_are_encoded_together_where_it_pays(
         torch.testing.assert_close(cache.get(number, flipped=False)[0], single.get(number, flipped=False)[0])
 
 
-def test_memory_that_is_not_enough_halves_the_batch(
-    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_is_not_enough_halves_the_batch() -> None:
     class Small(FakeFamily):
         def encode_image(self, vae: object, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             if len(pixels) > 1:
-                raise latents.OutOfMemory("too much")
+                raise OutOfMemory("too much")
             return super().encode_image(vae, pixels)
 
-    monkeypatch.setattr(latents._Encoder, "at_once", lambda self, shape: max(self._most, 3) if self._most > 1 else 1)
-    monkeypatch.setattr(latents, "AT_ONCE", 4)
     family = Small()
-    cache = cache_of(tmp_path, dataset)
-    encoder = latents._Encoder(family, None, torch.device("cpu"))  # type: ignore[arg-type]
-    encoder._most = 4
-    found = encoder.encode([np.zeros((8, 8, 3), dtype=np.uint8)] * 4)
-    assert len(found) == 4
-    assert encoder._most == 1
-    assert len(cache) == 5
+    encoder = PictureEncoder(family, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    encoder.most = 4
+    found = encoder.encode([np.full((8, 8, 3), value, dtype=np.uint8) for value in (0, 85, 170, 255)])
+    assert [round(float(mean.mean()), 3) for mean, _ in found] == [-1.0, -0.333, 0.333, 1.0]
+    assert encoder.most == 1
+    with pytest.raises(OutOfMemory):
+        Small.encode_image = lambda *_: (_ for _ in ()).throw(OutOfMemory("far too much"))  # type: ignore[method-assign]
+        encoder.encode([np.zeros((8, 8, 3), dtype=np.uint8)])
 
 
 def test_two_fill_one_cache(tmp_path: Path, dataset: Dataset) -> None:
