@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from .errors import AtelierError, FormatError
 from .files import atomic_path, ensure_space, storage_error
@@ -70,6 +70,23 @@ class TensorRow:
 
     dtype: str
     shape: tuple[int, ...]
+
+
+class TensorSource(Protocol):
+    """Tensors by key with a header: an open file, or tensors that are computed when they are asked for."""
+
+    path: Path
+    header: Header
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata."""
+
+    def keys(self) -> list[str]:
+        """The keys."""
+
+    def tensor(self, key: str, *, dtype: "torch.dtype | None" = None) -> "Tensor":
+        """One tensor in CPU memory of its own, in its own type or in the one asked for."""
 
 
 class TensorFile:

@@ -102,7 +102,7 @@ def text_prefix(header: Header, spec: TextEncoderSpec) -> str:
 
 
 def load_text_encoder(
-    file: TensorFile,
+    file: TensorSource,
     spec: TextEncoderSpec,
     config: Mapping[str, Any],
     *,

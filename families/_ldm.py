@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.errors import FormatError, InputError
 from ..core.progress import Progress
-from ..core.tensors import Header, TensorFile, read_header
+from ..core.tensors import Header, TensorFile, TensorSource, read_header
 from . import _clip, _names, _places, _tokenizer
 from ._single_file import FilePart, build_on_meta, fill_module
 from ._sizes import sizes_of
@@ -122,6 +123,7 @@ class LdmFamily(ABC):
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
         vae_path: Path | None = None,
+        source: TensorSource | None = None,
     ) -> Components:
         """Builds the asked parts from one file; offline, one tensor in memory beyond the parts themselves.
 
@@ -132,6 +134,7 @@ class LdmFamily(ABC):
             device: where the parts go.
             progress: cancel is checked between tensors.
             vae_path: a file whose VAE takes the place of the checkpoint's own.
+            source: tensors that stand in for the file at `path`, which need not exist then.
 
         Raises:
             FormatError: the file is of another family, or lacks or has keys the family does not.
@@ -142,7 +145,7 @@ class LdmFamily(ABC):
             raise InputError(f"the base model has no part {strangers[0]!r}; allowed are {', '.join(PARTS)}")
         path = Path(path)
         # Inside ComfyUI nodes run in inference mode, whose tensors could never be trained through.
-        with torch.inference_mode(False), TensorFile(path) as file:
+        with torch.inference_mode(False), _opened(path, source) as file:
             if not self.detect(file.header):
                 raise FormatError(f"{path.name} is not a {self.title} checkpoint; open it as its own family")
             sizes = self.sizes(file.header)
@@ -396,8 +399,18 @@ def _is_default(target: Target) -> bool:
     return target.kind != "conv3x3" and _ATTENTION_PATH.search(target.path) is not None
 
 
+@contextmanager
+def _opened(path: Path, source: TensorSource | None) -> Iterator[TensorSource]:
+    """The source that is given, else the file, open."""
+    if source is not None:
+        yield source
+        return
+    with TensorFile(path) as file:
+        yield file
+
+
 def _load_unet(
-    file: TensorFile, config: dict[str, Any], dtype: torch.dtype, device: torch.device | str, progress: Progress | None
+    file: TensorSource, config: dict[str, Any], dtype: torch.dtype, device: torch.device | str, progress: Progress | None
 ) -> Any:
     from diffusers import UNet2DConditionModel
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import FormatError
 from ..core.progress import Progress
-from ..core.tensors import TensorFile
+from ..core.tensors import TensorSource
 
 _SHOWN_KEYS = 4
 
@@ -40,7 +40,7 @@ class FilePart:
 
 def fill_module(
     module: nn.Module,
-    file: TensorFile,
+    file: TensorSource,
     *,
     what: str,
     prefix: str,
@@ -109,7 +109,7 @@ def _named(keys: list[str], prefix: str) -> str:
     return ", ".join(f"{prefix}{key}" for key in keys[:_SHOWN_KEYS]) + more
 
 
-def _fitted(value: Tensor, parameter: Tensor, key: str, file: TensorFile) -> Tensor:
+def _fitted(value: Tensor, parameter: Tensor, key: str, file: TensorSource) -> Tensor:
     """Drops or adds trailing sizes of 1: a 1x1 convolution and a linear layer hold the same numbers."""
     if value.shape == parameter.shape:
         return value

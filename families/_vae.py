@@ -10,7 +10,7 @@ import torch
 
 from ..core.errors import FormatError
 from ..core.progress import Progress
-from ..core.tensors import Header, TensorFile
+from ..core.tensors import Header, TensorFile, TensorSource
 from . import _names
 from ._single_file import FilePart, build_on_meta, fill_module
 
@@ -20,7 +20,7 @@ _CONV_IN = "encoder.conv_in.weight"
 
 
 def load_vae(
-    file: TensorFile,
+    file: TensorSource,
     vae_path: Path | None,
     config: Mapping[str, Any],
     *,
@@ -69,7 +69,7 @@ def vae_prefix(header: Header, path: Path) -> str:
 
 
 def _fill(
-    file: TensorFile,
+    file: TensorSource,
     prefix: str,
     config: Mapping[str, Any],
     *,

@@ -14,7 +14,7 @@ VAE_PREFIX = "first_stage_model."
 TEXT_PREFIXES = ("cond_stage_model.", "conditioner.")
 
 TEXT, FIRST_TEXT, SECOND_TEXT = "TE", "TE1", "TE2"
-VAE, TIME, LABEL, OUT, MID = "VAE", "TIME", "LABEL", "OUT", "MID"
+VAE, TIME, LABEL, END, MID = "VAE", "TIME", "LABEL", "END", "MID"
 _BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.")
 _TEXT_ROWS = (("conditioner.embedders.0.", FIRST_TEXT), ("conditioner.embedders.1.", SECOND_TEXT))
 
@@ -34,7 +34,7 @@ def block_names(family: str) -> tuple[str, ...]:
 def extra_rows(family: str) -> tuple[str, ...]:
     """The rows beside a vector's: text encoders, VAE, time and label embedding, output layers."""
     two = len(get_family(family).text_encoders) > 1
-    return (TEXT, *((FIRST_TEXT, SECOND_TEXT) if two else ()), VAE, TIME, *((LABEL,) if two else ()), OUT)
+    return (TEXT, *((FIRST_TEXT, SECOND_TEXT) if two else ()), VAE, TIME, *((LABEL,) if two else ()), END)
 
 
 def row_of_key(key: str) -> str | None:
@@ -51,7 +51,7 @@ def row_of_key(key: str) -> str | None:
     inner = key[len(UNET_PREFIX) :]
     if found := _BLOCK.match(inner):
         return f"{'IN' if found[1] == 'input' else 'OUT'}{int(found[2]):02d}"
-    for prefix, row in (("middle_block.", MID), ("time_embed.", TIME), ("label_emb.", LABEL), ("out.", OUT)):
+    for prefix, row in (("middle_block.", MID), ("time_embed.", TIME), ("label_emb.", LABEL), ("out.", END)):
         if inner.startswith(prefix):
             return row
     return None
@@ -68,5 +68,5 @@ def defaults(blocks: tuple[str, ...], values: Mapping[str, float], base: float) 
         VAE: 0.0,
         TIME: values.get(blocks[0], base),
         LABEL: values.get(blocks[0], base),
-        OUT: values.get(blocks[-1], base),
+        END: values.get(blocks[-1], base),
     }

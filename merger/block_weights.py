@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import InputError, unknown_name
+from ..networks._blocks import expand_selection
 from .block_curves import CURVES, curve_values
-from .block_rows import FIRST_TEXT, SECOND_TEXT, TEXT, VAE, block_names, defaults, extra_rows, row_of_key
-from .elements import Rule, parse_rules, rows_named
+from .block_rows import END, FIRST_TEXT, SECOND_TEXT, TEXT, VAE, block_names, defaults, extra_rows, row_of_key
+from .elements import Rule, parse_rules
 from .lora.presets import Preset, parse_slot
 
 _ASSIGNMENT = re.compile(r"([A-Za-z][\w*/-]*)\s*=\s*([^\s,;]+)")
@@ -71,8 +72,9 @@ class BlockWeights:
                 own_base = _number(name, number)
         rows_set = {**defaults(blocks, values, own_base), **values}
         for name, number in given:
-            for row in rows_named(name, rows) if name.upper() != "BASE" else ():
-                rows_set[row] = _number(name, number)
+            if name.upper() != "BASE":
+                word = END if name.upper() == "OUT" else name  # the output layers; a vector's rows are OUT00 ...
+                rows_set.update(dict.fromkeys(expand_selection(word, rows), _number(name, number)))
         for row in (FIRST_TEXT, SECOND_TEXT):
             rows_set.setdefault(row, rows_set[TEXT])
         weights = {row: rows_set[row] for row in rows}
@@ -162,9 +164,9 @@ class ResolvedRows:
     def changed_by_rules(self, keys: list[str]) -> list[str]:
         """What each rule hits, in words, so that a rule that hits nothing is seen."""
         said = []
-        for number, rule in enumerate(self.rules, start=1):
+        for rule in self.rules:
             hits = sum(1 for key in keys if (row := row_of_key(key)) is not None and rule.holds(row, key))
-            said.append(f"rule {number} sets {hits} tensors to {rule.weight:g}" + ("" if hits else ": it hits nothing"))
+            said.append(f"rule {rule.written} hits {hits} tensors" + ("" if hits else "; look at its elements"))
         return said
 
 

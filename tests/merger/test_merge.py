@@ -216,7 +216,7 @@ def test_block_weights_vae_and_rows(folder, numbers, tmp_path):
     ):
         expected = torch.lerp(numbers["a"][key].float(), numbers["b"][key].float(), share).half()
         assert torch.equal(tensors[key], expected), key
-    assert any("rule 1 sets 10 tensors" in line for line in done.report), done.report
+    assert any("rule IN04-IN05:attn2:0 hits 10 tensors" in line for line in done.report), done.report
     assert any("by block" in line for line in done.report)
 
 
