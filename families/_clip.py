@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import FormatError, InputError
 from ..core.progress import Progress
-from ..core.tensors import Header, TensorFile
+from ..core.tensors import Header, TensorSource
 from ..core.transfer import to_device
 from ._emphasis import Segments, parse_emphasis
 from ._single_file import FilePart, build_on_meta, fill_module

@@ -410,7 +410,11 @@ def _opened(path: Path, source: TensorSource | None) -> Iterator[TensorSource]:
 
 
 def _load_unet(
-    file: TensorSource, config: dict[str, Any], dtype: torch.dtype, device: torch.device | str, progress: Progress | None
+    file: TensorSource,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    progress: Progress | None,
 ) -> Any:
     from diffusers import UNet2DConditionModel
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.discovery import discover
 from ..core.errors import unknown_name
 from ..core.progress import Progress
-from ..core.tensors import Header
+from ..core.tensors import Header, TensorSource
 
 if TYPE_CHECKING:
     from ._single_file import FilePart
@@ -240,8 +240,12 @@ class Family(Protocol):
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
         vae_path: Path | None = None,
+        source: TensorSource | None = None,
     ) -> Components:
-        """Builds the asked parts, frozen and in evaluation mode; the VAE from `vae_path` where one is given."""
+        """Builds the asked parts, frozen and in evaluation mode; the VAE from `vae_path` where one is given.
+
+        Where there is a `source`, its tensors stand in for the file at `path`.
+        """
         ...
 
     def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str]) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,18 @@ def models(root: Node) -> list[Model]:
         if isinstance(node, Model):
             found.setdefault(node)
     return list(found)
+
+
+def with_vae(root: Node, vae_path: Path, vae_name: str) -> Node:
+    """The same merge with one VAE in the place of every model's own, so that it comes out as it is."""
+    changed: dict[int, Node] = {}
+    for node in walk(root):
+        if isinstance(node, Model):
+            changed[id(node)] = replace(node, vae_path=vae_path, vae_name=vae_name)
+        else:
+            inputs = tuple(None if child is None else changed[id(child)] for child in node.inputs)
+            changed[id(node)] = replace(node, inputs=inputs)
+    return changed[id(root)]
 
 
 def to_json(root: Node) -> dict[str, Any]:

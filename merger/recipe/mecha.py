@@ -17,6 +17,8 @@ from ..methods._spec import get_method
 from ._spec import OpenModel, Recipe, Result
 
 VERSION = "version 0.1.0"
+_SINGLE = "key"
+"""The one key of a table that stands for a number everywhere."""
 _CONSTANTS = {"null": None, "true": True, "false": False}
 MAX_LINES = 5000
 
@@ -104,6 +106,8 @@ class _Reader:
         return float(token) if "." in token or "e" in token.lower() else int(token)
 
     def _merge(self, name: str, given: list[Any], named: Mapping[str, Any]) -> Any:
+        if name.startswith(_CONVERSIONS):
+            return given[0]
         if name in _PASSED:
             self.notes.append(f"{name} of sd-mecha is passed over: it is done here anyway")
             return given[0]
@@ -120,6 +124,8 @@ def _node(value: Any) -> Node:
 
 def _factor(value: Any) -> tuple[float, BlockWeights | None]:
     """A number, or block weights by row."""
+    if isinstance(value, Mapping) and set(value) == {_SINGLE}:
+        value = value[_SINGLE]
     if isinstance(value, Mapping):
         rows = " ".join(f"{name}={float(number):g}" for name, number in value.items())
         return float(value.get("BASE", 0.0)), BlockWeights(text=rows)
@@ -207,6 +213,8 @@ def _clip(given: list[Any], named: dict[str, Any]) -> Merge:
     return Merge(method="weights_clip", inputs=tuple(_node(value) for value in given), params=params)
 
 
+_CONVERSIONS = ("convert_",)
+"""Changes of a number's or a file's form, which need no counterpart."""
 _PASSED = ("cast", "omit_non_finite", "fallback")
 _METHODS: Mapping[str, Callable[[list[Any], dict[str, Any]], Any]] = {
     "weighted_sum": _blend("weighted_sum", 0.5),

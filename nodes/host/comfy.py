@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from ...core.tensors import TensorSource
     from ...families._base import Base
+    from ...families._spec import Variant
 
 USER_FOLDER = "atelier"
 PREVIEW_MAX_PX = 512
@@ -255,6 +257,14 @@ class ComfyHost:
         if base.vae_path is not None:
             vae = _load_vae(base.vae_path, vae)
         return with_merged(self, base, as_told(model, base.variant), clip, vae)
+
+    def load_tensors(
+        self, source: TensorSource, *, family: str, variant: Variant, identity: str
+    ) -> tuple[MODEL, CLIP, VAE]:
+        """Through ComfyUI's own detection, pico through ComfyUI's own classes; all tensors are held at once."""
+        from .comfy_loading import load_source
+
+        return load_source(source, variant=variant, progress=self.progress(), temp_dir=self.temp_dir())
 
     def apply_lora(
         self,

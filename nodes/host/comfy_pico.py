@@ -56,9 +56,19 @@ def load_pico(path: Path, *, temp_dir: Path) -> tuple[MODEL, CLIP, VAE]:
         FormatError: the metadata is not what it should be, or does not fit the file's tensors.
         UnknownNameError: the file names a family that is not here.
     """
-    header = read_header(path)
+    return load_pico_tensors(read_header(path), read_tensors(path), path, temp_dir=temp_dir)
+
+
+def load_pico_tensors(
+    header: Header, tensors: dict[str, torch.Tensor], path: Path, *, temp_dir: Path
+) -> tuple[MODEL, CLIP, VAE]:
+    """The same of a header and tensors; the path names them in errors.
+
+    Raises:
+        FormatError: as :func:`load_pico`.
+        UnknownNameError: as :func:`load_pico`.
+    """
     sizes = checked_sizes(header, path)
-    tensors = read_tensors(path)
     vae_tensors = {key[len(VAE_PREFIX) :]: value for key, value in tensors.items() if key.startswith(VAE_PREFIX)}
     config = _model_config(header.metadata[FAMILY_KEY], sizes["unet"])
     tokenizer_dir = _unpack_tokenizer(header.metadata[TOKENIZER_KEY], path, temp_dir)

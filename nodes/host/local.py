@@ -31,7 +31,9 @@ from .shared import (
 if TYPE_CHECKING:
     import torch
 
+    from ...core.tensors import TensorSource
     from ...families._base import Base
+    from ...families._spec import Variant
     from .local_models import LocalBase
 
 IDENTITY_SAMPLES = 128
@@ -209,6 +211,24 @@ class LocalHost:
         loaded = LocalBase(family, components, device, f"{identity} {base.told}".strip(), base.variant)
         self._loaded.add(loaded)
         return with_merged(self, base, LocalModel(loaded), LocalClip(loaded), LocalVae(loaded))
+
+    def load_tensors(
+        self, source: TensorSource, *, family: str, variant: Variant, identity: str
+    ) -> tuple[MODEL, CLIP, VAE]:
+        """As :meth:`load_base`, tensor by tensor; on the CPU in fp32."""
+        import torch
+
+        from ...families._spec import get_family
+        from .local_models import LocalBase, LocalClip, LocalModel, LocalVae
+
+        known, device = get_family(family), self.device()
+        with torch.inference_mode(False), torch.no_grad():
+            components = known.load(
+                source.path, dtype=torch.float32, device=device, source=source, progress=self.progress()
+            )
+        loaded = LocalBase(known, components, device, identity, variant)
+        self._loaded.add(loaded)
+        return LocalModel(loaded), LocalClip(loaded), LocalVae(loaded)
 
     def apply_lora(
         self,

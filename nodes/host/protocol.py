@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ...core.files import Roots
     from ...core.index import Index
     from ...core.progress import Progress
+    from ...core.tensors import TensorSource
     from ...families._base import Base
+    from ...families._spec import Variant
 
 MODEL: TypeAlias = Any
 CLIP: TypeAlias = Any
@@ -129,6 +131,18 @@ class Host(Protocol):
     # generation ------------------------------------------------------------------------------------------------
     def load_base(self, base: Base) -> tuple[MODEL, CLIP, VAE]:
         """Load a base as the host's own generation objects."""
+
+    def load_tensors(
+        self, source: TensorSource, *, family: str, variant: Variant, identity: str
+    ) -> tuple[MODEL, CLIP, VAE]:
+        """Load a checkpoint that lies in no file, as :meth:`load_base` would load the file with these tensors.
+
+        Args:
+            source: its tensors, which may be computed when they are asked for, by several threads at once.
+            family: key of its family.
+            variant: what it predicts.
+            identity: a text that differs from every other checkpoint's.
+        """
 
     def apply_lora(
         self,

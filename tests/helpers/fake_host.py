@@ -118,6 +118,10 @@ class FakeHost:
     def load_base(self, base: Any) -> tuple[Any, Any, Any]:
         return "model", "clip", "vae"
 
+    def load_tensors(self, source: Any, *, family: str, variant: Any, identity: str) -> tuple[Any, Any, Any]:
+        self.calls.append("load_tensors")
+        return f"model of {len(source.keys())} tensors", "clip", "vae"
+
     def apply_lora(
         self,
         model: Any,
