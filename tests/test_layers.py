@@ -35,6 +35,7 @@ COMFYUI_FILES = (
     "nodes/host/comfy.py",
     "nodes/host/comfy_pico.py",
     "nodes/host/comfy_steps.py",
+    "nodes/host/comfy_loading.py",
     "nodes/host/comfy_variant.py",
 )
 LATE = {"diffusers", "matplotlib", "onnx", "onnxruntime", "pytorch_optimizer", "transformers"}

@@ -181,7 +181,8 @@ def test_mecha_masks_blocks_and_what_is_passed_over():
     head = 'version 0.1.0\nmodel "a"\nmodel "b"\nmodel "SD15"\n'
     recipe = read(
         head
-        + 'merge "train_difference_mask" &0 &1 &2 alpha=0.7\nmerge "subtract" &1 &2\nmerge "add_difference" &0 &4 alpha=&3'
+        + 'merge "train_difference_mask" &0 &1 &2 alpha=0.7\nmerge "subtract" &1 &2\n'
+        + 'merge "add_difference" &0 &4 alpha=&3'
     )
     assert shown(recipe.results[0].node) == "train_difference(a, b, SD15; 0.7)"
     recipe = read(head + 'dict BASE=0.1 IN00=0.3 M00=1.0 VAE=0.5\nmerge "weighted_sum" &0 &1 alpha=&3')
