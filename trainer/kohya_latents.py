@@ -6,6 +6,7 @@ fp32 as ``latents`` (or ``latents_HHxWW``, numbered by latent size), ``original_
 """
 
 import hashlib
+import io
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -149,8 +150,10 @@ def read_file(path: Path, bucket: Bucket) -> Found:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UnfitFile("the file is far too large for one picture's latents")
-        raw_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        opened = np.load(path, allow_pickle=False)
+        raw = path.read_bytes()
+        if raw.startswith(b"\x80"):
+            raise UnfitFile("it holds pickled objects, which are never read")
+        opened = np.load(io.BytesIO(raw), allow_pickle=False)
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise UnfitFile("it is a single array, not a file of kohya's scripts")
         with opened as arrays:
@@ -161,11 +164,12 @@ def read_file(path: Path, bucket: Bucket) -> Found:
             size = _array(arrays, "original_size", (2,), numbered=False)
             if size is not None and tuple(int(side) for side in size) != bucket.source:
                 raise UnfitFile("they were made of a picture of another size")
-            return Found(raw_sha256, latents, _array(arrays, "latents_flipped", shape))
+            return Found(hashlib.sha256(raw).hexdigest(), latents, _array(arrays, "latents_flipped", shape))
     except UnfitFile:
         raise
     except ValueError as cause:
-        why = "it holds pickled objects, which are never read" if "pickle" in str(cause) else "the file is damaged"
+        is_object = "Object arrays" in str(cause)
+        why = "it holds pickled objects, which are never read" if is_object else "the file is damaged"
         raise UnfitFile(why) from cause
     except (OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as cause:
         raise UnfitFile("the file is damaged") from cause
@@ -184,6 +188,8 @@ def _array(
         if claimed_bytes > 8 * int(np.prod(shape)) + SPARE_BYTES:
             raise UnfitFile("it has no latents of the size of the picture's bucket")
         value = arrays[key]
+        if not isinstance(value, np.ndarray):
+            raise UnfitFile("the file is damaged")
         if value.dtype.kind not in "fiu":
             raise UnfitFile("its numbers are of a wrong kind")
         if value.shape == (1, *shape):

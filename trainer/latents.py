@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..core.ahead import done_ahead
 from ..core.errors import AtelierError, StorageError, TrainingError
-from ..core.files import ensure_space
+from ..core.files import ensure_space, storage_error
 from ..core.progress import Progress, SilentProgress
 from ..core.shards import KEY_BYTES, DamagedShard, Shards
 from ..core.store import Store
@@ -229,10 +229,14 @@ class LatentCache:
         pictures = np.searchsorted(self._first, missing, side="right") - 1
         order = np.lexsort((np.array(missing), self.buckets.index[pictures]))
         ordered = np.array(missing)[order].tolist()
-        (self.folder / LATENTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        folder = self.folder / LATENTS_FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise storage_error("make the folder", folder, cause) from cause
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(self.folder / LATENTS_FOLDER))
+                stack.enter_context(locked(folder))
             except StorageError:
                 ordered.reverse()
             yield ordered
