@@ -150,16 +150,28 @@ def write_draft(path: Path, draft: Draft, *, made_by: Mapping[str, Any], dtype: 
         notes.append(f"Saved as fp32: {dtype} would have changed a module by {rounding:.1%}.")
         dtype = "fp32"
         tensors, rounding = tensors_of(draft, naming=naming, dtype=torch.float32)
+    write_stamped(path, tensors, draft.metadata, made_by=made_by)
+    return Saved(path=path, size_bytes=path.stat().st_size, dtype=dtype, rounding_error=rounding, notes=tuple(notes))
+
+
+def write_stamped(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, made_by: Mapping[str, Any]
+) -> None:
+    """Writes tensors atomically with title, recipe and kohya's hashes.
+
+    Raises:
+        FormatError: a tensor is not finite.
+        StorageError: the disk is full or cannot be written.
+    """
     refuse_not_finite(tensors)
-    metadata = stamped(draft.metadata, title=path.stem, made_by=made_by)
-    model_hash, legacy_hash = kohya_hashes(tensors, metadata)
-    metadata |= {
+    told = stamped(metadata, title=path.stem, made_by=made_by)
+    model_hash, legacy_hash = kohya_hashes(tensors, told)
+    told |= {
         "sshs_model_hash": model_hash,
         "sshs_legacy_hash": legacy_hash,
         "modelspec.hash_sha256": f"0x{model_hash}",
     }
-    write_tensors(path, tensors, metadata)
-    return Saved(path=path, size_bytes=path.stat().st_size, dtype=dtype, rounding_error=rounding, notes=tuple(notes))
+    write_tensors(path, tensors, told)
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:
