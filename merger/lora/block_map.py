@@ -153,7 +153,7 @@ def _notes(rows: tuple[BlockRow, ...], weights: ResolvedWeights) -> tuple[str, .
 
 def table_of(found: BlockMap) -> list[tuple[str, ...]]:
     """The rows as texts, with a head: block, modules, keys, energy, share, factor, algorithms."""
-    table = [("block", "modules", "keys", "energy", "share", "factor", "weighted", "kind")]
+    table: list[tuple[str, ...]] = [("block", "modules", "keys", "energy", "share", "factor", "weighted", "kind")]
     for row in found.rows:
         if not row.num_modules:
             table.append((row.block, "-", "-", "-", "-", "-", "-", ""))
