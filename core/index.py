@@ -143,6 +143,16 @@ class Index:
         )
         return int(answer[0])
 
+    def sizes(self, kind: str) -> dict[bytes, int]:
+        """Bytes of the value of every key of a kind."""
+        return dict(
+            self._asked(
+                lambda connection: connection.execute(
+                    "SELECT key, LENGTH(value) FROM facts WHERE kind = ?", (kind,)
+                ).fetchall()
+            )
+        )
+
     def items(self, kind: str) -> Iterator[tuple[bytes, bytes]]:
         """All (key, value) pairs of a kind, as they stand when asked."""
         rows: list[tuple[bytes, bytes]] = self._asked(

@@ -1,29 +1,25 @@
 """Reading one folder of pictures: sizes, captions, what a site says; remembered as a whole while nothing changes."""
 
-import hashlib
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..core.index import Index
-from .columns import CATEGORIES, SOURCES, TagColumn, TagColumnBuilder, TextColumn, new_digest
+from .columns import CATEGORIES, SOURCES, TagColumnBuilder, TextColumn
 from .headers import FILES_AT_ONCE, PictureFile, in_threads, read_headers
 from .images import BadPicture, PictureHeader, is_picture_name
 from .sidecars import BadCaption, CaptionIndex, Found, parse_caption, read_caption
 from .site_json import SiteRecord, category_number, rating_of, read_site_json
+from .snapshots import FolderPart, remember, remembered, state_of
 from .table import CAPTION_FILE, CAPTION_NONE, CAPTION_SITE, RATINGS
 from .walk import FileEntry, Listing, natural_key
 
-SNAPSHOT_KIND = "folder:1"
 SITE_TAGS = ("without caption", "before caption", "never")
 _NOT_FOREIGN = frozenset([".npz", ".json", ".jsonl", ".toml", ".safetensors", ".tags", ""])
 _SITE, _RATING = SOURCES.index("site"), CATEGORIES.index("rating")
@@ -46,33 +42,6 @@ class ReadOptions:
     site_tags: str = SITE_TAGS[0]
     site_ratings: bool = False
     verify: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FolderPart:
-    """The pictures of one folder that can be used, in natural order, as columns.
-
-    Attributes:
-        names: Their file names.
-        numbers: int64 [pictures, 4]: width and height in px, size in bytes, modification time in ns.
-        caption_source: uint8 [pictures].
-        tags: Their tags; none where no file says any.
-        site: float64 [pictures, 3]: score (nan), favourites (-1), rating (0).
-        skipped: Pictures that cannot be used, with the reason.
-        counts: What a person should know, by a key of ``scan``'s notes.
-        forms: How captions were read, by number of pictures.
-        other_endings: Files that are neither pictures nor captions.
-    """
-
-    names: TextColumn
-    numbers: NDArray[np.int64]
-    caption_source: NDArray[np.uint8]
-    tags: TagColumn
-    site: NDArray[np.float64]
-    skipped: tuple[tuple[str, str], ...] = ()
-    counts: Counter[str] = field(default_factory=Counter)
-    forms: Counter[str] = field(default_factory=Counter)
-    other_endings: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +85,15 @@ def read_folder(
         on_batch: Told how many pictures are done, after every batch; may cancel. What was read is remembered.
     """
     key = f"{folder}\0{options!r}".encode("utf-8", "surrogatepass")
-    state = _state_of(listing)
+    state = state_of(listing)
     if index is not None and not options.verify:
-        part = _remembered(index.get(SNAPSHOT_KIND, key), state)
+        part = remembered(index, key, state)
         if part is not None and not _skipped_are_usable(part, folder, listing, options, pool):
             on_batch(len(part.names))
             return part
     part = _read(folder, listing, options, index, pool, on_batch)
     if index is not None and not options.verify:
-        index.put_many(SNAPSHOT_KIND, [(key, _packed(part, state))])
+        remember(index, key, part, state)
     return part
 
 
@@ -300,85 +269,3 @@ def _skipped_are_usable(
     )
     again = _read(folder, some, options, None, pool, lambda _: None)
     return again.skipped != part.skipped
-
-
-def _state_of(listing: Listing) -> str:
-    """Hash of all names, sizes and times of a folder."""
-    digest = new_digest()
-    names = "\0".join([entry[0] for entry in listing.files])
-    digest.update(names.encode("utf-8", "surrogatepass"))
-    for place in (1, 2):  # sizes, then times
-        digest.update(np.array([entry[place] for entry in listing.files], dtype=np.int64).tobytes())
-    digest.update(json.dumps([sorted(listing.refused.items()), listing.folders]).encode("ascii"))
-    return digest.hexdigest()
-
-
-def _packed(part: FolderPart, state: str) -> bytes:
-    """A part as one row of the index: a line of JSON, then the columns one after another."""
-    tags = part.tags
-    arrays: list[tuple[str, NDArray[Any]]] = [
-        ("numbers", part.numbers),
-        ("caption_source", part.caption_source),
-        ("site", part.site),
-        ("offsets", tags.offsets),
-        ("ids", tags.ids),
-        ("categories", tags.categories),
-    ]
-    arrays += [] if tags.scores is None else [("scores", tags.scores)]
-    arrays += [] if tags.sources is None else [("sources", tags.sources)]
-    texts = {"names": "\0".join(part.names), "vocabulary": "\0".join(tags.vocabulary)}
-    encoded = {name: text.encode("utf-8") for name, text in texts.items()}
-    head = {
-        "state": state,
-        "arrays": [(name, array.dtype.str, array.shape) for name, array in arrays],
-        "texts": [(name, len(data)) for name, data in encoded.items()],
-        "rows": len(part.names),
-        "words": len(tags.vocabulary),
-        "skipped": part.skipped,
-        "counts": part.counts,
-        "forms": part.forms,
-        "other_endings": part.other_endings,
-    }
-    body = b"".join(
-        [json.dumps(head).encode("ascii"), b"\n", *(array.tobytes() for _, array in arrays), *encoded.values()]
-    )
-    return hashlib.blake2b(body, digest_size=16).digest() + body
-
-
-def _remembered(row: bytes | None, state: str) -> FolderPart | None:
-    """A part out of a row of the index; None when there is none or the folder changed since."""
-    if row is None:
-        return None
-    if hashlib.blake2b(memoryview(row)[16:], digest_size=16).digest() != row[:16]:
-        return None
-    place = row.index(b"\n", 16) + 1
-    head = json.loads(row[16:place])
-    if head["state"] != state:
-        return None
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, dtype, shape in head["arrays"]:
-        values = np.frombuffer(row, dtype=dtype, count=math.prod(shape), offset=place).reshape(shape)
-        arrays[name] = values.copy()  # a view would keep the whole row in memory
-        place += values.nbytes
-    texts: dict[str, str] = {}
-    for name, length in head["texts"]:
-        texts[name] = row[place : place + length].decode("utf-8")
-        place += length
-    return FolderPart(
-        names=TextColumn.from_strings(texts["names"].split("\0") if head["rows"] else []),
-        numbers=arrays["numbers"],
-        caption_source=arrays["caption_source"],
-        tags=TagColumn(
-            tuple(texts["vocabulary"].split("\0")) if head["words"] else (),
-            arrays["offsets"],
-            arrays["ids"],
-            categories=arrays["categories"],
-            scores=arrays.get("scores"),
-            sources=arrays.get("sources"),
-        ),
-        site=arrays["site"],
-        skipped=tuple((name, reason) for name, reason in head["skipped"]),
-        counts=Counter(head["counts"]),
-        forms=Counter(head["forms"]),
-        other_endings=Counter(head["other_endings"]),
-    )

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from ..core.errors import AtelierError
 from .captions import split_tags
 from .columns import TagColumn, TextColumn, frozen
-from .folder_scan import FolderPart
 from .metadata import METADATA_NAMES, Metadata, read_metadata
 from .normal import KAOMOJI
 from .planned import Plan, PlannedSubset
+from .snapshots import FolderPart
 from .table import CAPTION_FOLDER, CAPTION_METADATA, CAPTION_NONE, Dataset, Skipped
 from .walk import Listing
 from .words import counted

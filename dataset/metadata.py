@@ -1,17 +1,19 @@
 """One file with the captions of many pictures: kohya's metadata JSON, and JSON lines.
 
 kohya: ``{path: {"caption": ..., "tags": ..., "image_size": ...}}``. Lines: ``{"image_path": ..., "caption": ...}``,
-with the names that other tools use for the same (``file_name``, ``text``). Sizes in it are never trusted.
+with the names that other tools use for the same (``file_name``, ``text``). Sizes in it are never trusted. Both are read
+entry by entry, so that a file takes no more memory than the captions in it.
 """
 
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..core.errors import FormatError
 from ..core.files import storage_error
+from .json_stream import stream_entries
 
 METADATA_NAMES = (
     "meta_clean.json",
@@ -76,29 +78,29 @@ def read_metadata(path: Path) -> Metadata:
     try:
         if path.stat().st_size > MAX_METADATA_BYTES:
             raise FormatError(f"the metadata file {path.name} is larger than 2 GiB; split it")
-        with open(path, encoding="utf-8") as file:
-            if path.suffix.lower() == ".jsonl":
-                captions = dict(_lines(path, file))
-            else:
-                captions = dict(_entries(path, json.loads(file.read().removeprefix(_UTF8_MARK))))
+        with open(path, encoding="utf-8-sig") as file:
+            is_lines = path.suffix.lower() == ".jsonl"
+            captions = dict(_lines(path, file) if is_lines else _entries(path, file))
     except OSError as cause:
         raise storage_error("read", path, cause) from cause
     except UnicodeDecodeError as cause:
         raise FormatError(f"the metadata file {path.name} is not UTF-8 text; save it as UTF-8") from cause
-    except (json.JSONDecodeError, RecursionError) as cause:
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as cause:
         raise FormatError(f"the metadata file {path.name} is not valid JSON: {cause}") from cause
     return Metadata(path, captions)
 
 
-def _entries(path: Path, data: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(data, list):
-        for number, entry in enumerate(data, start=1):
+def _entries(path: Path, file: TextIO) -> Iterator[tuple[str, str]]:
+    for number, (name, entry) in enumerate(stream_entries(file), start=1):
+        if name is None and isinstance(entry, dict):
             yield _line_entry(path, entry, f"entry {number}")
-        return
-    if not isinstance(data, dict):
-        raise FormatError(f"the metadata file {path.name} holds no object of pictures; it should be {{path: {{...}}}}")
-    for name, entry in data.items():
-        if isinstance(entry, str):
+        elif name is None:
+            raise FormatError(
+                f"the metadata file {path.name} holds no object of pictures; it should be {{path: {{...}}}}"
+            )
+        elif isinstance(entry, str):
             yield _key(name), entry
         elif isinstance(entry, dict):
             yield _key(name), _caption_of(entry)
@@ -109,14 +111,14 @@ def _entries(path: Path, data: Any) -> Iterator[tuple[str, str]]:
             )
 
 
-def _lines(path: Path, file: Any) -> Iterator[tuple[str, str]]:
+def _lines(path: Path, file: TextIO) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(file, start=1):
         text = line.strip().removeprefix(_UTF8_MARK)
         if not text:
             continue
         try:
             entry = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as cause:
+        except (ValueError, RecursionError) as cause:
             raise FormatError(f"the metadata file {path.name} is not valid JSON in line {number}: {cause}") from cause
         yield _line_entry(path, entry, f"line {number}")
 

@@ -19,6 +19,7 @@ from .layout import read_layout, regularisation_beside
 from .open_params import DatasetParams
 from .planned import Plan, PlannedSubset
 from .sidecars import CAPTION_EXTENSIONS
+from .snapshots import forget_old
 from .table import Dataset, Skipped, Subset, nothing_left
 from .toml_config import read_toml_plan
 from .walk import Guard, Listing, is_within, walk_folder
@@ -170,6 +171,8 @@ def _scanned(
             part = read_folder(folder, listing, planned.read, index=index, pool=pool, on_batch=on_batch)
             add_folder(part, number, planned, listing, plan, scan)
     progress.update(total, max(1, total), _READING)
+    if index is not None:
+        forget_old(index)
     if not scan.names:
         raise nothing_left(plan.root, scan.skipped)
     return dataset_of(plan, scan, spaces=params.underscores == "to spaces")

@@ -19,7 +19,7 @@ from atelier_tests.helpers.pictures import make_folder, png_header_only, save_pi
 from lora_atelier.core import files
 from lora_atelier.core.errors import StorageError
 from lora_atelier.core.index import Index
-from lora_atelier.dataset import folder_scan
+from lora_atelier.dataset import folder_scan, snapshots
 from lora_atelier.dataset.export import ExportParams, export_dataset
 from lora_atelier.dataset.save import SaveParams, save_captions
 from lora_atelier.dataset.scan import DatasetParams, open_folder
@@ -343,8 +343,8 @@ def test_a_remembered_folder_of_another_version_is_read_anew(tmp_path):
     make_folder(tmp_path / "set", {"a.png": "a"})
     with Index(tmp_path / "index.sqlite") as index:
         opened(tmp_path / "set", index)
-        ((key, row),) = index.items(folder_scan.SNAPSHOT_KIND)
+        ((key, row),) = index.items(snapshots.SNAPSHOT_KIND)
         place = row.index(b"\n", 16)
         body = json.dumps({"state": json.loads(row[16:place])["state"] + "x"}).encode() + b"\n"
-        index.put_many(folder_scan.SNAPSHOT_KIND, [(key, hashlib.blake2b(body, digest_size=16).digest() + body)])
+        index.put_many(snapshots.SNAPSHOT_KIND, [(key, hashlib.blake2b(body, digest_size=16).digest() + body)])
         assert opened(tmp_path / "set", index).caption(0) == "a"

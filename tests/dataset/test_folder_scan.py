@@ -11,7 +11,7 @@ from atelier_tests.helpers.pictures import make_folder, save_picture
 from atelier_tests.helpers.progress import CancelAfter
 from lora_atelier.core.index import Index
 from lora_atelier.core.progress import Cancelled
-from lora_atelier.dataset import folder_scan, headers
+from lora_atelier.dataset import folder_scan, headers, snapshots
 from lora_atelier.dataset.headers import PictureFile, content_digests, file_key, quick_header
 from lora_atelier.dataset.images import BadPicture, content_hash, read_header
 from lora_atelier.dataset.scan import DatasetParams, open_folder
@@ -70,9 +70,9 @@ def test_another_way_to_read_captions_is_another_memory(tmp_path, index):
 def test_a_damaged_memory_is_done_without(tmp_path, index):
     make_folder(tmp_path, {"1.png": "a"})
     open_folder(tmp_path, DatasetParams(), index=index)
-    ((key, row),) = index.items(folder_scan.SNAPSHOT_KIND)
+    ((key, row),) = index.items(snapshots.SNAPSHOT_KIND)
     for wrong in (b"", b"{}\n", b"[1]\nxx", row[: len(row) // 2], row.replace(b"vocabulary", b"vocabularx")):
-        index.put_many(folder_scan.SNAPSHOT_KIND, [(key, wrong)])
+        index.put_many(snapshots.SNAPSHOT_KIND, [(key, wrong)])
         assert open_folder(tmp_path, DatasetParams(), index=index).caption(0) == "a"
 
 
