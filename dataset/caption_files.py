@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from .table import RATINGS, Dataset
 
 WRITTEN_KIND = "written:1"
 """Hash of the text that was last written to a caption file, by its path."""
+OWN_JSON = f'"written_by": "{OWN_MARK}"'.encode()
+"""What stands in a JSON file that this pack wrote."""
 FORMS = (".txt", ".caption", ".json")
 
 
@@ -63,6 +66,31 @@ def write_caption(path: Path, data: bytes) -> None:
     """Replaces a caption file whole."""
     with atomic_path(path, durable=False) as temporary:
         temporary.write_bytes(data)
+
+
+def is_read(path: Path) -> bool:
+    """Whether of all forms of a caption beside a picture this one is read: of .json and the others the newest is."""
+    own = _time_ns(path)
+    if path.suffix == ".json":
+        return own >= max(_time_ns(path.with_suffix(ending)) for ending in (".txt", ".caption"))
+    rival = path.with_suffix(".json")
+    return own > _time_ns(rival) or OWN_JSON not in (bytes_at(rival) or b"")
+
+
+def make_read(path: Path) -> None:
+    """Gives a caption that was just written a later time than the other forms where the clock was too coarse."""
+    for later_ns in (1_000_000, 2_000_000_000):  # the second for file systems that count in steps of two seconds
+        if is_read(path):
+            return
+        newest = max(_time_ns(path.with_suffix(ending)) for ending in FORMS)
+        os.utime(path, ns=(newest + later_ns, newest + later_ns))
+
+
+def _time_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return -1
 
 
 def hash_of(data: bytes) -> bytes:

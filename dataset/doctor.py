@@ -1,7 +1,8 @@
 """The doctor: what is wrong with a data set before hours are spent on it, each finding with what to do about it.
 
-Checks are a table of small functions (``doctor_checks``, ``doctor_files``); each looks at one thing and returns one
-finding or none. Those that need only the table come first, then headers, then, where asked, decoded pixels.
+Checks are a table of small functions (``doctor_checks``, ``doctor_captions``, ``doctor_files``); each looks at one thing
+and returns one finding or none. Those that need only the table come first, then captions and headers, then, where asked,
+decoded pixels.
 """
 
 from collections import Counter
@@ -285,13 +286,14 @@ def examine(
     Raises:
         InputError: The training size does not fit its buckets.
     """
+    from .doctor_captions import CAPTION_CHECKS
     from .doctor_checks import TABLE_CHECKS
     from .doctor_files import HEADER_CHECKS, PIXEL_CHECKS
 
     some_pictures(dataset)
     progress = progress or SilentProgress()
     patient = Patient(dataset=dataset, params=params, index=index, progress=progress)
-    checks = [*TABLE_CHECKS, *HEADER_CHECKS, *(PIXEL_CHECKS if params.look_at_pixels else ())]
+    checks = [*TABLE_CHECKS, *CAPTION_CHECKS, *HEADER_CHECKS, *(PIXEL_CHECKS if params.look_at_pixels else ())]
     findings, clean = [], []
     for check in checks:
         progress.check()

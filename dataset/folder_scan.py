@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,7 @@ def _read(
     beside = [*(entry.name for entry in listing.files), *listing.refused, *listing.folders]
     captions = CaptionIndex(beside, options.endings)
     collected = _Collected(others)
+    times = {entry.name: entry.mtime_ns for entry in listing.files} if captions.has_json else {}
     users: Counter[str] = Counter()
     for start in range(0, len(pictures), FILES_AT_ONCE):
         batch = pictures[start : start + FILES_AT_ONCE]
@@ -117,7 +118,7 @@ def _read(
         found = [captions.find_all(entry.name) for entry in batch]
 
         def texts_of(of_picture: Found) -> _Texts | str:
-            return _texts(folder, of_picture, listing, options)
+            return _texts(folder, of_picture, listing, options, times)
 
         texts = in_threads(texts_of, found, pool)
         users.update(of_picture.caption for of_picture in found if of_picture.caption is not None)
@@ -190,8 +191,10 @@ def _sorted_out(listing: Listing, options: ReadOptions) -> tuple[list[FileEntry]
     return pictures, others
 
 
-def _texts(folder: Path, found: Found, listing: Listing, options: ReadOptions) -> _Texts | str:
-    """What the files beside a picture say, or why they cannot be used."""
+def _texts(
+    folder: Path, found: Found, listing: Listing, options: ReadOptions, times: Mapping[str, int]
+) -> _Texts | str:
+    """What the files beside a picture say, or why they cannot be used; ``times`` by file name, in ns."""
     for name in (found.caption, found.site):
         if name is not None and name in listing.refused:
             return f"its caption file {name!r}: {listing.refused[name]}"
@@ -205,14 +208,19 @@ def _texts(folder: Path, found: Found, listing: Listing, options: ReadOptions) -
             keys += ["empty captions"] * (not own.tags)
             keys += ["captions of several lines"] * (own.unused_lines > 0)
         record = None
-        if found.site is not None and options.site_tags != "never":
+        if found.site is not None:
             try:
                 record = read_site_json(os.path.join(folder, found.site))
                 keys += ["JSON files without tags"] * (record is None)
             except BadCaption:
-                if own is None:
+                if own is None and options.site_tags != "never":
                     raise
                 keys.append("unreadable JSON files")  # the picture has its caption all the same
+        is_saved = record is not None and record.is_own
+        if options.site_tags == "never" and not is_saved:
+            record = None
+        if is_saved and own is not None and found.caption is not None and found.site is not None:
+            is_saved = times[found.site] >= times[found.caption]
     except BadCaption as refusal:
         return refusal.reason
     tags: list[str] = list(own.tags) if own is not None else []
@@ -224,7 +232,10 @@ def _texts(folder: Path, found: Found, listing: Listing, options: ReadOptions) -
         rating, score = rating_of(own.rating, ""), _number_in(own.score)
     if record is not None:
         score, favourites, rating = record.score, record.favourites, record.rating
-        if own is None or options.site_tags == "before caption":
+        if is_saved:
+            tags, categories, scores = list(record.tags), list(record.categories), list(record.scores)
+            source, forms = CAPTION_FILE, [record.form]
+        elif own is None or (options.site_tags == "before caption" and not record.is_own):
             tags, categories, scores, num_from_site = _with_site(record, tags)
             source = CAPTION_SITE if own is None else CAPTION_FILE
             forms.append(record.form)

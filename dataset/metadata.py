@@ -94,12 +94,8 @@ def read_metadata(path: Path) -> Metadata:
 
 def _entries(path: Path, file: TextIO) -> Iterator[tuple[str, str]]:
     for number, (name, entry) in enumerate(stream_entries(file), start=1):
-        if name is None and isinstance(entry, dict):
+        if name is None:
             yield _line_entry(path, entry, f"entry {number}")
-        elif name is None:
-            raise FormatError(
-                f"the metadata file {path.name} holds no object of pictures; it should be {{path: {{...}}}}"
-            )
         elif isinstance(entry, str):
             yield _key(name), entry
         elif isinstance(entry, dict):

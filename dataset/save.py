@@ -14,16 +14,25 @@ from ..core.index import Index
 from ..core.params import Params, param
 from ..core.progress import Progress, SilentProgress
 from .backups import Allowed, Backup, backup_into, backup_name
-from .caption_files import FORMS, WRITTEN_KIND, bytes_at, caption_bytes, hash_of, write_caption, written_key
+from .caption_files import (
+    FORMS,
+    OWN_JSON,
+    WRITTEN_KIND,
+    bytes_at,
+    caption_bytes,
+    hash_of,
+    is_read,
+    make_read,
+    write_caption,
+    written_key,
+)
 from .save_report import SaveReport, Work
 from .sidecars import MAX_CAPTION_BYTES
-from .site_json import OWN_MARK
 from .table import Dataset
 from .words import counted
 
 _BATCH = 512
 _SKIP = b"\0 not to be written"
-_OWN_JSON = f'"written_by": "{OWN_MARK}"'.encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +164,10 @@ def _looked_at(
         except OSError as error:
             reason = f"its caption file {path.name!r} cannot be read ({error.strerror})"
     if not reason and old is not None:
-        if old.strip() == data.strip():
+        if old.strip() == data.strip() and is_read(path):
             work.unchanged += 1
             return _SKIP
-        if params.caption_extension == ".json" and last is None and _OWN_JSON not in old:
+        if params.caption_extension == ".json" and last is None and OWN_JSON not in old:
             reason = f"its file {path.name!r} was written by another program (what a site says?); choose .txt"
         elif last is not None and hash_of(old) != last:
             reason = f"its caption file {path.name!r} was edited after it was written; delete it to have it anew"
@@ -171,6 +180,7 @@ def _looked_at(
     if old is None and not tags and params.caption_extension != ".json":
         work.without += 1
         return _SKIP
+    work.behind_txt += params.caption_extension == ".caption" and path.with_suffix(".txt").exists()
     work.with_commas += params.caption_extension != ".json" and any("," in tag for tag in tags)
     return old
 
@@ -190,6 +200,7 @@ def _write_all(
                     continue
                 data = caption_bytes(dataset, row, ending)
                 write_caption(path, data)
+                make_read(path)
                 done.append((written_key(path), hash_of(data)))
                 work.created += old is None
                 work.replaced += old is not None
@@ -222,6 +233,11 @@ def _report(dataset: Dataset, params: SaveParams, work: Work, backup: str, *, re
     if work.with_commas:
         notes.append(
             f"A tag with a comma in it will be read as two: {counted(work.with_commas, 'caption')}; .json keeps them."
+        )
+    if work.behind_txt:
+        notes.append(
+            f"Beside {counted(work.behind_txt, 'caption')} lies a .txt, which is read first; open the folder with "
+            "caption_extension .caption to read these."
         )
     if not remembers and work.replaced:
         notes.append("What was written before is not remembered here, so edited captions could not be told apart.")

@@ -51,6 +51,7 @@ class Work:
     unchanged: int = 0
     without: int = 0
     with_commas: int = 0
+    behind_txt: int = 0
     refused: list[Skipped] = field(default_factory=list)
 
     def refuse(self, path: str, reason: str) -> None:

@@ -1,7 +1,8 @@
 """Caption files beside pictures: finding those that belong to a picture, and reading them.
 
 For ``a.png`` these are looked at: ``a.txt`` and ``a.caption`` (first the ending that was asked for), ``a.png.txt``,
-``a.tags``; and for what a site says ``a.json``, ``a.png.json`` and waifuc's ``.a_meta.json``.
+``a.tags``; and for what a site says ``a.json``, ``a.png.json`` and waifuc's ``.a_meta.json``. An ``a.json`` that this
+pack wrote is a caption too: of it and a caption file the one that was written last counts.
 """
 
 import os
@@ -92,7 +93,7 @@ class CaptionIndex:
         self._extensions = extensions
         endings = {*extensions, ".tags", ".json"}
         self._names = frozenset(name for name in names if os.path.splitext(name)[1].lower() in endings)
-        self._has_json = any(name.lower().endswith(".json") for name in self._names)
+        self.has_json = any(name.lower().endswith(".json") for name in self._names)
         self._folded: Mapping[str, str] | None = None
 
     def find(self, picture_name: str) -> str | None:
@@ -107,7 +108,7 @@ class CaptionIndex:
         captions = [stem + extension for extension in self._extensions]
         captions += [picture_name + ".txt", stem + ".tags"]
         # a.json first: it is what this pack writes, also beside the a.png.json of a downloader.
-        site = self._first([stem + ".json", picture_name + ".json", f".{stem}_meta.json"]) if self._has_json else None
+        site = self._first([stem + ".json", picture_name + ".json", f".{stem}_meta.json"]) if self.has_json else None
         return Found(caption=self._first(captions), site=site)
 
     def _first(self, wanted: Sequence[str]) -> str | None:

@@ -77,6 +77,7 @@ class SiteRecord:
         score: The post's score; nan when it has none.
         favourites: How many have marked it; -1 when that is not said.
         rating: Place in ``RATINGS``.
+        is_own: Whether this pack wrote it: a caption that was saved, not what a site says.
     """
 
     form: str
@@ -86,6 +87,7 @@ class SiteRecord:
     score: float = math.nan
     favourites: int = -1
     rating: int = 0
+    is_own: bool = False
 
 
 def read_site_json(path: Path | str) -> SiteRecord | None:
@@ -113,10 +115,11 @@ def record_of(data: Any) -> SiteRecord | None:
         return None
     site = _site_of(data)
     found, scores = _tags_of(data, site)
-    if not found:
+    is_own = data.get("written_by") == OWN_MARK
+    if not found and not is_own:
         return None
     ordered = sorted(found.items(), key=lambda item: _ORDER.index(item[1]))
-    if data.get("written_by") == OWN_MARK and isinstance(data.get("caption"), str):
+    if is_own and isinstance(data.get("caption"), str):
         places = {_clean(tag): place for place, tag in enumerate(_names(data["caption"], is_caption=True))}
         ordered.sort(key=lambda item: places.get(item[0], len(places)))
     return SiteRecord(
@@ -127,6 +130,7 @@ def record_of(data: Any) -> SiteRecord | None:
         score=_number(_total(data.get("score"))),
         favourites=_favourites(data),
         rating=rating_of(data.get("rating"), site),
+        is_own=is_own,
     )
 
 

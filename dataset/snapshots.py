@@ -20,7 +20,8 @@ from ..core.index import Index
 from .columns import TagColumn, TextColumn, new_digest
 from .walk import Listing
 
-SNAPSHOT_KIND = "folder:1"
+SNAPSHOT_KIND = "folder:2"
+_OLDER_KINDS = ("folder:1",)
 USED_KIND = "folder-used:1"
 """When a remembered folder was used last, in days since 1970, by the same key."""
 KEPT_DAYS = 180
@@ -94,6 +95,8 @@ def forget_old(
     Raises:
         StorageError: The index cannot be written.
     """
+    for kind in _OLDER_KINDS:
+        index.delete_many(kind, index.sizes(kind))
     today = _today() if today is None else today
     used = {key: int.from_bytes(day, "little") for key, day in index.items(USED_KIND)}
     sizes = index.sizes(SNAPSHOT_KIND)

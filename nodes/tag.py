@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..tagger.picking import PickParams, tags_text
+from ..tagger.picking import PickParams, floor_note, tags_text
 from ..tagger.runner import open_tagger, pick
 from ._changes import named_file_state
 from ._images import to_pil
@@ -60,7 +60,10 @@ class TagImage:
         host = get_host()
         params = params_from(PickParams, values)
         tagger = open_tagger(tagger_path(tagger_name))
-        scored = tagger.tag_images(map(to_pil, image), host.progress(len(image)), total=len(image))
+        progress = host.progress(len(image))
+        if note := floor_note(tagger.scored, params):
+            progress.status(note)
+        scored = tagger.tag_images(map(to_pil, image), progress, total=len(image))
         lines = [tags_text(pick(scores, params)) for scores in scored]
         return {"ui": {"text": lines}, "result": ("\n".join(lines),)}
 

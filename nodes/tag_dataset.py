@@ -13,7 +13,9 @@ from ..tagger.tag import EnsembleParams, ModeParams, TagResult, tag_dataset, tag
 from ._changes import named_file_state
 from ._taggers import open_for_many, refusal_of, score_index, tagger_combo, tagger_path
 from .host import PICO_NAME, get_host
-from .widgets import ROOT_CATEGORY, params_from, socket, text, widgets
+from .widgets import ROOT_CATEGORY, params_from, socket, split_widgets, text, widgets
+
+LATER = ("aliases",)
 
 OUTPUTS: dict[str, Any] = {
     "RETURN_TYPES": ("ATELIER_DATASET", "STRING"),
@@ -96,6 +98,7 @@ class EnsembleTaggers:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs."""
+        first, later = split_widgets(EnsembleParams, LATER)
         return {
             "required": {
                 "dataset": socket("ATELIER_DATASET", "The data set to tag; its files are left alone."),
@@ -104,10 +107,11 @@ class EnsembleTaggers:
                     default=PICO_NAME,
                     multiline=True,
                 ),
-                **widgets(EnsembleParams),
+                **first,
                 **widgets(ModeParams),
                 **widgets(PickParams),
-            }
+            },
+            "optional": later,
         }
 
     @classmethod
@@ -116,11 +120,13 @@ class EnsembleTaggers:
         names = [line.partition("=")[0].strip() for line in (tagger_names or "").splitlines() if line.strip()]
         return " ".join(named_file_state(get_host().tagger_path, name) for name in names)
 
-    def tag(self, dataset: Dataset, tagger_names: str, combine: str, mode: str, **values: Any) -> dict[str, Any]:
+    def tag(
+        self, dataset: Dataset, tagger_names: str, combine: str, mode: str, aliases: str = "", **values: Any
+    ) -> dict[str, Any]:
         """Score with each tagger in turn, then combine."""
         host = get_host()
         params = params_from(PickParams, values)
-        how, mode = EnsembleParams(combine=combine).combine, ModeParams(mode=mode).mode
+        ensemble, mode = EnsembleParams(combine=combine, aliases=aliases), ModeParams(mode=mode).mode
         named = member_lines(tagger_names)
         for name, _ in named:
             tagger_path(name)  # a missing one is told before the first has worked for an hour
@@ -131,7 +137,15 @@ class EnsembleTaggers:
             tagger = open_for_many(name)
             scored.append((name, weight, score_dataset(dataset, tagger, index, rows=rows, progress=progress)))
             lines.append(tagger.describe())
-        result = tag_with_ensemble(dataset, scored, params=params, mode=mode, how=how, progress=progress)
+        result = tag_with_ensemble(
+            dataset,
+            scored,
+            params=params,
+            mode=mode,
+            how=ensemble.combine,
+            aliases=ensemble.same_tags(),
+            progress=progress,
+        )
         return _answer(result, *lines)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import InputError, unknown_name
-from ..dataset.normal import normals
+from ..dataset.normal import normal, normals
 from .scores import FLOOR, SparseScores, Vocabulary
 
 CALIBRATED_THRESHOLD = 0.5
@@ -76,15 +76,19 @@ def calibrated(scores: NDArray[np.float32], limits: NDArray[np.float32]) -> NDAr
     return shifted
 
 
-def combine(members: Sequence[Member], how: str) -> tuple[SparseScores, Vocabulary]:
+def combine(
+    members: Sequence[Member], how: str, aliases: Mapping[str, str] | None = None
+) -> tuple[SparseScores, Vocabulary]:
     """One table of scores out of several models', over the union of their tags; every threshold is 0.5 then.
 
-    Tags are the same where their names compare equal, whatever the spelling. Ratings are combined among ratings. A
-    score below the floor counts as 0.
+    Tags are the same where their names compare equal, whatever the spelling, or where ``aliases`` says so; of several
+    that one model has for the same thing its surest counts, so that each model has one voice on it. Ratings are
+    combined among ratings. A score below the floor counts as 0.
 
     Args:
         members: The models, of the same pictures.
         how: One of `COMBINE`.
+        aliases: Normal form of a tag to the tag it is counted as.
 
     Raises:
         UnknownNameError: No such way.
@@ -94,7 +98,7 @@ def combine(members: Sequence[Member], how: str) -> tuple[SparseScores, Vocabula
         raise unknown_name("way to combine", how, COMBINE)
     if not members:
         raise InputError("an ensemble needs at least one tagger")
-    vocabulary, tables = _union([member.vocabulary for member in members])
+    vocabulary, tables = _union([member.vocabulary for member in members], aliases or {})
     size = len(vocabulary)
     known = np.zeros(size, dtype=np.float64)
     keys, values = [], []
@@ -105,19 +109,28 @@ def combine(members: Sequence[Member], how: str) -> tuple[SparseScores, Vocabula
         shifted = calibrated(member.scores.values, limits).astype(np.float64)
         if how == "vote":
             shifted = (shifted >= CALIBRATED_THRESHOLD).astype(np.float64)
-        keys.append(member.scores.rows().astype(np.int64) * size + table[member.scores.ids])
+        key = member.scores.rows().astype(np.int64) * size + table[member.scores.ids]
+        if len(np.unique(table)) < len(table):
+            key, shifted = _each_once(key, shifted, np.maximum)
+        keys.append(key)
         values.append(shifted * weight)
-    key, value = np.concatenate(keys), np.concatenate(values)
-    order = np.argsort(key, kind="stable")
-    key, value = key[order], value[order]
-    firsts = np.flatnonzero(np.concatenate([[True], np.diff(key) > 0])) if len(key) else np.zeros(0, dtype=np.int64)
-    if len(key):
-        value = np.maximum.reduceat(value, firsts) if how == "max" else np.add.reduceat(value, firsts)
-    key = key[firsts]
+    key, value = _each_once(np.concatenate(keys), np.concatenate(values), np.maximum if how == "max" else np.add)
     ids = (key % size).astype(np.int32)
     if how != "max":
         value = value / known[ids]
     return _table(key // size, ids, value.astype(np.float32), len(members[0].scores)), vocabulary
+
+
+def _each_once(
+    key: NDArray[np.int64], value: NDArray[np.float64], of_several: np.ufunc
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Each key once, ascending, with what is made of its values."""
+    if not len(key):
+        return key, value
+    order = np.argsort(key, kind="stable")
+    key, value = key[order], value[order]
+    firsts = np.flatnonzero(np.concatenate([[True], np.diff(key) > 0]))
+    return key[firsts], of_several.reduceat(value, firsts)
 
 
 def _table(rows: NDArray[np.int64], ids: NDArray[np.int32], values: NDArray[np.float32], num_rows: int) -> SparseScores:
@@ -134,7 +147,9 @@ def _limits(vocabulary: Vocabulary) -> NDArray[np.float32]:
     return limits
 
 
-def _union(vocabularies: Sequence[Vocabulary]) -> tuple[Vocabulary, list[NDArray[np.int64]]]:
+def _union(
+    vocabularies: Sequence[Vocabulary], aliases: Mapping[str, str]
+) -> tuple[Vocabulary, list[NDArray[np.int64]]]:
     """All tags once, and per vocabulary the place of each of its tags in it.
 
     A category is the first that a model gives a tag; ratings are kept apart, as ``general`` is also a tag's name.
@@ -148,6 +163,9 @@ def _union(vocabularies: Sequence[Vocabulary]) -> tuple[Vocabulary, list[NDArray
         triples = zip(normals(vocabulary.names), vocabulary.names, vocabulary.categories, strict=True)
         for number, (plain, name, word) in enumerate(triples):
             apart = word if word in vocabulary.argmax else ""
+            if not apart and plain in aliases:
+                name = aliases[plain]
+                plain = normal(name)
             place = places.setdefault((apart, plain), len(places))
             if place == len(names):
                 names.append(name)

@@ -11,7 +11,7 @@ from ..core.params import Params, param
 from ..core.progress import Progress, SilentProgress
 from ..dataset.normal import nearest_tags, normal, normals
 from .labels import written
-from .scores import SparseScores, Vocabulary
+from .scores import FLOOR, SparseScores, Vocabulary
 
 MCUT_CHARACTER_FLOOR = 0.15
 """A character's threshold by MCut is never lower (imgutils)."""
@@ -32,11 +32,15 @@ class PickParams(Params):
     """Which of the scored tags are kept and how they are written."""
 
     general_threshold: float = param(
-        0.0, doc="Lowest score of a general tag; 0 takes the model's own threshold", minimum=0.0, maximum=1.0, step=0.01
+        0.0,
+        doc="Lowest score of a general tag, from 0.05 on; 0 takes the model's own threshold",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
     )
     character_threshold: float = param(
         0.0,
-        doc="Lowest score of a character tag; 0 takes the model's own threshold",
+        doc="Lowest score of a character tag, from 0.05 on; 0 takes the model's own threshold",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
@@ -53,7 +57,7 @@ class PickParams(Params):
     max_tags: int = param(0, doc="Keep at most so many tags, the surest; 0 for all", minimum=0, maximum=10_000)
     thresholds: str = param(
         "",
-        doc="Further thresholds, one a line: 'copyright = 0.4' for a category, 'long hair = 0.6' for a tag",
+        doc="Further thresholds, one a line: 'copyright = 0.4' for a category, 'long hair = 0.6' for a tag; from 0.05",
         multiline=True,
         advanced=True,
     )
@@ -137,6 +141,20 @@ def unmatched_entries(vocabulary: Vocabulary, params: PickParams) -> list[str]:
                 hint = f", did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
                 sentences.append(f"{what}: the tagger knows no tag {entry!r}{hint}")
     return sentences
+
+
+def floor_note(vocabulary: Vocabulary, params: PickParams) -> str:
+    """A sentence where a threshold is lower than the lowest score there is; else nothing."""
+    if params.mcut:
+        return ""
+    asked = {"general_threshold": params.general_threshold, "character_threshold": params.character_threshold}
+    low = [f"{name} = {value:g}" for name, value in asked.items() if 0.0 < value < FLOOR]
+    low += [f"{name} = {value:g}" for name, value in threshold_entries(params.thresholds).items() if value < FLOOR]
+    own = sum(value < FLOOR for value in (*vocabulary.thresholds.values(), *vocabulary.tag_thresholds.values()))
+    low += [f"{own} of the model's own"] if own else []
+    if not low:
+        return ""
+    return f"thresholds below {FLOOR:g} act as {FLOOR:g}, because lower scores are not kept: {', '.join(low)}"
 
 
 def pick_rows(

@@ -1,6 +1,6 @@
 """Tagging a data set: scores from the store or the graph, tags by thresholds, put into the captions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,10 @@ from ..dataset.diff import Diff, compare
 from ..dataset.table import Dataset
 from .ensemble import COMBINE, Member, combine
 from .modes import MODES, Tags, rows_for, with_tagger_tags
-from .picking import PickParams, pick_rows, unmatched_entries
+from .picking import PickParams, floor_note, pick_rows, unmatched_entries
 from .pipeline import PictureScorer, Scored, failure_note, score_dataset
 from .scores import SparseScores, Vocabulary
+from .steps._lists import pairs, resolved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,27 @@ class EnsembleParams(Params):
         "share that sees it",
         choices=tuple(COMBINE),
     )
+    aliases: str = param(
+        "",
+        doc="Tags that are one thing under several names, as a danbooru and an e621 tagger give them: 'kitty -> cat', "
+        "one pair to a line. Spaces and underscores are the same anyway",
+        multiline=True,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses pairs that are none."""
+        super().__post_init__()
+        self.same_tags()
+
+    def same_tags(self) -> dict[str, str]:
+        """Normal form of each name to the tag it stands for.
+
+        Raises:
+            FormatError: A line is no pair.
+            InputError: The pairs run in a circle or contradict each other.
+        """
+        return resolved(pairs(self.aliases, what="aliases"), what="the list of aliases")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,6 +123,7 @@ def tag_with_ensemble(
     params: PickParams,
     mode: str = "append",
     how: str = "mean",
+    aliases: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> TagResult:
     """Tags a data set by several taggers, whose scores are there.
@@ -111,6 +134,7 @@ def tag_with_ensemble(
         params: Which tags are kept; thresholds are on the calibrated scale, where 0.5 is every model's own.
         mode: One of `modes.MODES`.
         how: One of `ensemble.COMBINE`.
+        aliases: From `EnsembleParams.same_tags`.
         progress: Checked now and then.
 
     Raises:
@@ -119,7 +143,7 @@ def tag_with_ensemble(
     members = [
         Member(name=name, weight=weight, scores=one.scores, vocabulary=one.vocabulary) for name, weight, one in scored
     ]
-    scores, vocabulary = combine(members, how)
+    scores, vocabulary = combine(members, how, aliases)
     failed = {row: reason for _, _, one in scored for row, reason in one.failed.items()}
     lines = [f"{name}: {line}" for name, _, one in scored for line in one.lines(dataset)]
     title = f"{how} of {', '.join(member.name for member in members)}"
@@ -162,4 +186,5 @@ def _tagged(
     diff = compare(
         dataset, after, title=f"{title}, {mode}", rules=rules, unmatched=unmatched_entries(vocabulary, params)
     )
-    return TagResult(dataset=after, diff=diff, lines=tuple(lines))
+    low = floor_note(vocabulary, params)
+    return TagResult(dataset=after, diff=diff, lines=(*lines, *([f"! {low}"] if low else [])))

@@ -163,6 +163,35 @@ def test_json_keeps_categories_scores_order_and_what_the_site_says(tmp_path, bac
     assert "A tag with a comma in it will be read as two: 1 caption" in report.text()
 
 
+@pytest.mark.parametrize("site_tags", ["without caption", "before caption", "never"])
+def test_what_was_saved_last_is_what_is_read(folder, backups, index, site_tags):
+    params = DatasetParams(site_tags=site_tags)
+
+    def said():
+        return open_folder(folder, params).tags.row(0)
+
+    first = open_folder(folder, params).with_tags({0: ["first", "one"]}, note="x")
+    second = first.with_tags({0: ["second"]}, note="x")
+    for dataset, ending in (
+        (first, ".txt"), (second, ".json"), (first, ".txt"), (first, ".json"), (second, ".txt"), (second, ".json"),
+        (first, ".txt"),
+    ):  # fmt: skip
+        saved(dataset, backups, index, caption_extension=ending)
+        assert said() == dataset.tags.row(0), ending
+    (folder / "1.txt").write_text("by hand", encoding="utf-8")
+    os.utime(folder / "1.txt", (2e9, 2e9))
+    assert said() == ("by hand",)
+    report = saved(second, backups, index, caption_extension=".caption")
+    assert "Beside 2 captions lies a .txt, which is read first" in report.text()
+
+
+def test_an_empty_caption_saved_as_json_stays_empty(tmp_path, backups):
+    save_picture(tmp_path / "10_zwx cat" / "a.png")
+    dataset = open_folder(tmp_path, DatasetParams()).with_tags({0: []}, note="x")
+    saved(dataset, backups, caption_extension=".json")
+    assert open_folder(tmp_path, DatasetParams()).tags.row(0) == ()
+
+
 def test_json_of_another_program_is_never_overwritten(folder, backups, index):
     post = '{"id": 7, "source": "somewhere", "tag_string_general": "old one"}'
     (folder / "1.json").write_text(post, encoding="utf-8")

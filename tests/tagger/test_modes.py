@@ -10,8 +10,9 @@ from lora_atelier.dataset.columns import CATEGORIES, SOURCES, TagColumn
 from lora_atelier.dataset.table import CAPTION_FOLDER, CAPTION_METADATA, CAPTION_NONE, CAPTION_SITE
 from lora_atelier.tagger.ensemble import Member, calibrated, combine, member_lines
 from lora_atelier.tagger.modes import MODES, Tags, rows_for, with_tagger_tags
-from lora_atelier.tagger.picking import PickParams, pick_rows, tags_of
+from lora_atelier.tagger.picking import PickParams, floor_note, pick_rows, tags_of
 from lora_atelier.tagger.scores import SparseScores, Vocabulary, joined, sparse_of
+from lora_atelier.tagger.tag import EnsembleParams
 
 VOCABULARY = Vocabulary(
     names=("general", "long_hair", "red_eyes", "miku_(vocaloid)", "big_hat", "Long Hair"),
@@ -178,6 +179,45 @@ def test_a_model_that_says_nothing_of_a_tag_it_knows_lowers_the_mean():
         member("b", ("x",), ("general",), [(0.01,)], {"general": 0.5}),
     ]
     assert values_of(*combine(both, "mean"))["x"] == pytest.approx(0.45, abs=1e-6)
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "vote"])
+def test_two_spellings_in_one_model_have_one_voice(how):
+    twice = [
+        member("a", ("long_hair", "Long hair"), ("general",) * 2, [(0.9, 0.6)], {"general": 0.5}),
+        member("b", ("long hair",), ("general",), [(0.9,)], {"general": 0.5}),
+    ]
+    once = [
+        member("a", ("long_hair",), ("general",), [(0.9,)], {"general": 0.5}),
+        member("b", ("long hair",), ("general",), [(0.9,)], {"general": 0.5}),
+    ]
+    assert values_of(*combine(twice, how)) == pytest.approx(values_of(*combine(once, how)))
+    assert max(values_of(*combine(twice, how)).values()) <= 1.0
+
+
+def test_other_names_of_the_same_thing_are_counted_together():
+    both = [
+        member("a", ("hooded_sweatshirt", "cat"), ("general",) * 2, [(0.9, 0.4)], {"general": 0.5}),
+        member("b", ("hoodie", "kitty"), ("general",) * 2, [(0.9, 0.8)], {"general": 0.5}),
+    ]
+    assert set(values_of(*combine(both, "mean"))) == {"hooded_sweatshirt", "cat", "hoodie", "kitty"}
+    same = EnsembleParams(aliases="hooded sweatshirt -> hoodie, kitty -> cat").same_tags()
+    found = values_of(*combine(both, "mean", same))
+    assert found == pytest.approx({"hoodie": 0.9, "cat": 0.6}, abs=1e-6)
+    with pytest.raises(InputError, match="circle"):
+        EnsembleParams(aliases="a -> b, b -> a")
+
+
+def test_thresholds_below_the_lowest_score_are_told(members):
+    vocabulary = members[0].vocabulary
+    assert floor_note(vocabulary, PickParams()) == ""
+    note = floor_note(vocabulary, PickParams(general_threshold=0.02, thresholds="red eyes = 0.01\nlong hair = 0.3"))
+    assert note == (
+        "thresholds below 0.05 act as 0.05, because lower scores are not kept: "
+        "general_threshold = 0.02, red eyes = 0.01"
+    )
+    assert "1 of the model's own" in floor_note(replace(vocabulary, tag_thresholds={0: 0.01}), PickParams())
+    assert floor_note(vocabulary, PickParams(general_threshold=0.02, mcut=True)) == ""
 
 
 def test_one_slider_serves_all_after_calibration(members):
