@@ -3,7 +3,7 @@
 The tree comes from folder names: ``characters~fanart~Euphyllia`` is three levels. A node's share is its weight over
 that of its siblings, a leaf's share the product over its levels, a picture's the leaf's over the number of its files;
 repeats are that over the smallest one. Source: the weight tree of cyber-meow/anime_screenshot_pipeline; with equal
-weights and rounding down it gives the 19 folders of record 003.
+weights and rounding down it gives the 19 folders of published LyCORIS experiments.
 """
 
 import math

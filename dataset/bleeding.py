@@ -1,6 +1,6 @@
 """Tags that bleed into each other because they share a word, and names that would not.
 
-Record 004 renamed ``aiming at viewer`` to ``aav`` because it bled into ``aiming``; in record 000 ``gigantic breasts``
+A LoRA trainer renamed ``aiming at viewer`` to ``aav`` because it bled into ``aiming``; elsewhere ``gigantic breasts``
 made everything gigantic. A shared last word (``skirt``, ``plaid skirt``) is what the two have in common anyway and is
 left to implications; looked for are shared beginnings, one adjective before different things, and triggers.
 """

@@ -1,8 +1,8 @@
 """The doctor: what is wrong with a data set before hours are spent on it, each finding with what to do about it.
 
-Checks are a table of small functions (``doctor_checks``, ``doctor_captions``, ``doctor_files``); each looks at one thing
-and returns one finding or none. Those that need only the table come first, then captions and headers, then, where asked,
-decoded pixels.
+Checks are a table of small functions (``doctor_checks``, ``doctor_captions``, ``doctor_files``); each looks at one
+thing and returns one finding or none. Those that need only the table come first, then captions and headers, then, where
+asked, decoded pixels.
 """
 
 from collections import Counter

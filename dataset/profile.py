@@ -1,4 +1,4 @@
-"""The profile that record 002 kept of each of its data sets: pictures, what they show, tags by category, steps."""
+"""A profile as a careful trainer keeps of each data set: pictures, what they show, tags by category, steps."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The tag document that record 000 publishes with its model: every tag with its count, aliases and notes."""
+"""The tag document as large LoRAs publish it with the model: every tag with its count, aliases and notes."""
 
 import csv
 import io

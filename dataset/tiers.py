@@ -1,7 +1,7 @@
 """How well pictures fit the size they are trained at: resolution tiers, crop loss, and the batches of every bucket.
 
-The tiers are those of record 001: a picture smaller than its bucket is enlarged and teaches blur; one much larger is
-shrunk and teaches clean detail.
+The tiers are those of a trainer of person LoRAs: a picture smaller than its bucket is enlarged and teaches blur; one
+much larger is shrunk and teaches clean detail.
 """
 
 import math

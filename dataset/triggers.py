@@ -114,7 +114,7 @@ def rows_with_front(dataset: "Dataset", ids: NDArray[np.int64], places: int) -> 
 
 
 def shared_words(triggers: Iterable[str]) -> list[SharedWord]:
-    """Words and beginnings that triggers share: such triggers blend (record 003: OyamaMahiro, OyamaMihari)."""
+    """Words and beginnings that triggers share: such triggers blend (OyamaMahiro, OyamaMihari)."""
     names = sorted(set(triggers), key=lambda name: (normal(name), name))
     by_word: dict[str, set[str]] = {}
     for name in names:

@@ -59,7 +59,7 @@ def tag_recall(prompt: str, seen: Iterable[str], vocabulary: Set[str]) -> TagRec
 METRIC = Metric(
     name="Tag recall",
     summary="Share of the prompt's tags that a tagger sees in the picture.",
-    source="Prompt following on booru captions as in record 002's count of cells that do not match the prompt; "
+    source="Prompt following on booru captions as counting the cells of a grid that do not match their prompt; "
     "deepghs sdeval's tag-based controllability.",
     measure=tag_recall,
 )

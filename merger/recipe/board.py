@@ -1,4 +1,4 @@
-"""Recipes as lines ``OUT = A + B[ + C], M[, fp16][, ckpt|safetensors]``, the form of record 003's merges.
+"""Recipes as lines ``OUT = A + B[ + C], M[, fp16][, ckpt|safetensors]``, the form of a published merge log.
 
 Source: the recipe text of Merge Board (bbc-mc), its parser and its README. Two models are a weighted sum with the share
 M of B, three are A + M (B - C). ``#`` begins a comment, ``__O1__`` is the result of the first line, ``__NAME__`` a

@@ -1,1 +1,1 @@
-"""Concept presets: what a LoRA of each kind of thing wants in its captions and what not, as record 004 found out."""
+"""Concept presets: what a LoRA of each kind of thing wants in its captions, as trainers found out."""

@@ -16,7 +16,7 @@ ABSTRACT = (
     "animated, video, has audio, game screenshot, anime screenshot, fake screenshot, key visual, parody, crossover, "
     "category:meta"
 )
-"""Tags that say nothing that can be seen in the picture (record 004: ``virtual youtuber``, ``highres``)."""
+"""Tags that say nothing that can be seen in the picture (``virtual youtuber``, ``highres``)."""
 
 NAMES = "category:character, category:copyright"
 """Names of characters and of the works they are from."""

@@ -6,7 +6,7 @@ PRESET = ConceptPreset(
     name="background",
     title="Background",
     summary="Puts the place first; persons and animals keep their tags, so that they do not leak into the place",
-    source="Record 004: person tags must stay, animals are named (dog, cow)",
+    source="Notes of a LoRA trainer: person tags must stay, animals are named (dog, cow)",
     first="the name of the place",
     removals=(Removal(reason="says nothing that can be seen", entries=ABSTRACT),),
     keep="class:people, category:species, category:character, animal, dog, cat, cow, horse, bird, fish, sheep, pig, "

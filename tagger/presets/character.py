@@ -6,7 +6,7 @@ PRESET = ConceptPreset(
     name="character",
     title="Character",
     summary="Takes out hair, eyes, horns, halo, ears, wings and what says nothing; clothes, pose and background stay",
-    source="Record 004, table of pruning per concept; record 003: outfits appear only when they are prompted",
+    source="A LoRA trainer's table of what to prune per concept; outfits appear only when they are prompted",
     first="the trigger",
     trait_mode="character_core",
     removals=(Removal(reason="says nothing that can be seen", entries=ABSTRACT),),

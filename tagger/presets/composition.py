@@ -6,7 +6,7 @@ PRESET = ConceptPreset(
     name="composition",
     title="Composition, Situation",
     summary="Takes out names of characters and works and what says nothing; everything else stays",
-    source="Record 004, table of pruning per concept",
+    source="A LoRA trainer's published table of what to prune per concept",
     first="the name of the composition",
     removals=(
         Removal(reason="says nothing that can be seen", entries=ABSTRACT),

@@ -6,7 +6,7 @@ PRESET = ConceptPreset(
     name="object",
     title="Object",
     summary="Takes out other names of the object, names of characters and what says nothing; the rest stays",
-    source="Record 004, table of pruning per concept: gun, weapon, assault rifle overlap",
+    source="A LoRA trainer's published table of what to prune per concept: gun, weapon, assault rifle overlap",
     first="the name of the object",
     removals=(
         Removal(reason="says nothing that can be seen", entries=ABSTRACT),

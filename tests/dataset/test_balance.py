@@ -1,4 +1,4 @@
-"""The balance planner: record 003's folders exactly, weights, rounding, targets and what it writes."""
+"""The balance planner: a published example's folders exactly, weights, rounding, targets and what it writes."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much of a caption is written: the trigger alone, every tag, or every tag that should not stick (record 003)."""
+"""How much of a caption is written: the trigger alone, every tag, or every tag that should not stick."""
 
 import numpy as np
 

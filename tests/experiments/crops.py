@@ -1,4 +1,4 @@
-"""Head crops alone, or with crops of the whole person out of the same pictures as regularisation (record 001)."""
+"""Head crops alone, or with crops of the whole person out of the same pictures as regularisation."""
 
 import random
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ CONCEPT = "kest"
 PICTURE_PX = 144
 """Side of the photographs, half as large again as a training picture."""
 HEAD_SHARE = 0.9
-"""Tight: the head fills the picture (record 001)."""
+"""Tight: the head fills the picture."""
 LEAST_SCORE = 0.4
 EDGE_PX = 1.0
 """A body that comes nearer to the picture's edge is taken to be cut."""

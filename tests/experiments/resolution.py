@@ -1,4 +1,4 @@
-"""Training at 64, 72 and 80 px, in the proportions of 512, 576 and 640 (record 004's myth about 576; K)."""
+"""Training at 64, 72 and 80 px, in the proportions of 512, 576 and 640 (the myth that 576 is learned faster; K)."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -9,7 +9,7 @@ from .world import Recipe, World
 
 LOW = replace(COMMON, alpha=COMMON.alpha / 4)
 RECORD_004 = {"lr_unet": 1.0, "lr_text_encoder": 1.0, "schedule": "constant", "weight_decay": 0.0}
-"""How record 004 set its adaptive optimizers."""
+"""How a LoRA trainer's log sets its adaptive optimizers."""
 
 RECIPES: Mapping[str, Recipe] = {
     "common": COMMON,

@@ -1,4 +1,4 @@
-"""Size words: one per picture, or several that contradict each other, as sites give them (record 000)."""
+"""Size words: one per picture, or several that contradict each other, as sites give them."""
 
 import random
 from collections.abc import Iterator

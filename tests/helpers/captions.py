@@ -14,7 +14,7 @@ KAYOKO = (
     "looking at viewer, closed mouth, miniskirt, collarbone, hair between eyes, feet out of frame, plaid skirt, "
     "pleated skirt, sidelocks, hood down, hand up, mole on neck, medium hair, backpack, clothes writing, plaid"
 )
-"""The worked example of record 004: 37 tags."""
+"""A LoRA trainer's published example: 37 tags."""
 
 KAYOKO_KEPT = (
     "kayoko (blue archive), 1girl, solo, hood, sitting, skirt, bag, hoodie, long sleeves, black hoodie, red skirt, "

@@ -117,7 +117,7 @@ def test_a_chain_is_one_expression_and_writes_nothing_in_between(folder, numbers
 
 
 def test_equal_shares_of_seven_are_the_plain_mean(folder, numbers, tmp_path):
-    """Record 003's ratios: 0.5, 0.333, 0.25, 0.2, 0.166, 0.142 in a row."""
+    """The ratios of a published merge log: 0.5, 0.333, 0.25, 0.2, 0.166, 0.142 in a row."""
     root = model(folder, "a")
     for name, alpha in zip("bcdefg", (1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6, 1 / 7), strict=True):
         root = merge("weighted_sum", root, model(folder, name), alpha=alpha)

@@ -1,4 +1,4 @@
-"""Recipes: the lines of record 003 to the letter, sd-mecha's files, the web UI's and SuperMerger's metadata."""
+"""Recipes: a published log's lines to the letter, sd-mecha's files, the web UI's and SuperMerger's metadata."""
 
 import json
 from pathlib import Path
