@@ -1,8 +1,8 @@
 """Crops around subjects: the head fills the training picture, the whole person becomes its regularisation twin.
 
 Source of the scheme: the notes of a person LoRA, which trains on tight crops of the head and regularises with crops of
-the whole person out of the same photographs, so that both sets have equal counts. Every crop is a row of the table; nothing is
-written to disk.
+the whole person out of the same photographs, so that both sets have equal counts. Every crop is a row of the table;
+nothing is written to disk.
 """
 
 from collections.abc import Sequence

@@ -134,8 +134,8 @@ def filter_dataset(dataset: Dataset, params: FilterParams, facts: Facts | None =
 def split_stages(dataset: Dataset, params: SplitParams, facts: Facts | None = None) -> Parts:
     """Splits a data set into two for training one after the other.
 
-    Source: the log of an embedding trainer, who trains on simple backgrounds first and on complex ones after, at a lower
-    rate, and leaves sketches out.
+    Source: the log of an embedding trainer, who trains on simple backgrounds first and on complex ones after, at a
+    lower rate, and leaves sketches out.
 
     Raises:
         InputError: A query is not one, or a stage has no training picture.

@@ -45,8 +45,7 @@ def make_sick_folder(root: Path) -> Path:
     put(mihari, "twin.png", sketch(25), "OyamaMihari, 1girl, aniscreen, twin")
     put(mihari, "twin.webp", sketch(26))
     put(mihari, "empty.png", sketch(27), "")
-    put(mihari, "said.png", sketch(32), "OyamaMihari, 1girl, aniscreen, said")
-    (mihari / "said.caption").write_text("OyamaMihari, 1girl, aniscreen, otherwise", encoding="utf-8")
+    (mihari / "wide.caption").write_text("OyamaMihari, 1girl, aniscreen, otherwise", encoding="utf-8")
     turned = sketch(28, (900, 600)).getexif()
     turned[0x0112] = 6
     put(mihari, "turned.jpg", sketch(28, (900, 600)), "OyamaMihari, 1girl, aniscreen, turned", exif=turned)
