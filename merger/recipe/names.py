@@ -38,7 +38,7 @@ def find_model(given: str, names: Sequence[str]) -> str:
             f"{given} is an old checkpoint and there is no .safetensors file of that name: make one with the node "
             "'Convert Checkpoint (Atelier)' or the command: lora-atelier convert"
         )
-    raise unknown_name("model in the recipe", given, names)
+    raise unknown_name("model in the recipe", wanted, [_without_ending(name) for name in names])
 
 
 def _whole(name: str) -> str:
