@@ -150,26 +150,34 @@ class BaseWithLora:
 
     def merge(self, base: Base, lora: Lora) -> tuple[Base]:
         """Make the handle."""
-        if lora.family != base.family:
-            raise InputError(
-                f"{lora.name} is a LoRA for {lora.family} and {base.name} is {base.family}: merge in a LoRA that was "
-                "trained for this kind of base."
-            )
-        weights = explained(lora)
-        if weights.scheduled:
-            raise InputError(
-                f"The block weights of {lora.name} say at which sampler steps it is on, but what is merged into a base "
-                "is always on: take start, stop and step out of them."
-            )
-        other = sorted((stem, factor) for stem, factor in weights.factors.items() if factor != 1.0)
-        merged = MergedLora(
-            path=lora.path,
-            name=lora.name,
-            strength_model=lora.strength_model,
-            strength_clip=lora.strength_clip,
-            stem_strengths=tuple(other),
+        return (base.with_lora(merged_lora(base, lora)),)
+
+
+def merged_lora(base: Base, lora: Lora) -> MergedLora:
+    """A LoRA as a part of a base, with the owner's presets.
+
+    Raises:
+        InputError: it is of another family, or on at some sampler steps only.
+    """
+    if lora.family != base.family:
+        raise InputError(
+            f"{lora.name} is a LoRA for {lora.family} and {base.name} is {base.family}: merge in a LoRA that was "
+            "trained for this kind of base."
         )
-        return (base.with_lora(merged),)
+    weights = explained(lora)
+    if weights.scheduled:
+        raise InputError(
+            f"The block weights of {lora.name} say at which sampler steps it is on, but what is merged into a base "
+            "is always on: take start, stop and step out of them."
+        )
+    other = sorted((stem, factor) for stem, factor in weights.factors.items() if factor != 1.0)
+    return MergedLora(
+        path=lora.path,
+        name=lora.name,
+        strength_model=lora.strength_model,
+        strength_clip=lora.strength_clip,
+        stem_strengths=tuple(other),
+    )
 
 
 class BaseToModel:

@@ -96,9 +96,9 @@ def differences_report(rows: Sequence[LayerSpectrum], names: tuple[str, str]) ->
     """The spectra in lines for a person."""
     shares = mean_shares(rows)
     enough = next((rank for rank, share in zip(RANKS, shares, strict=True) if share >= 0.9), None)
+    moved = sum(row.relative for row in rows) / len(rows)
     lines = [
-        f"{names[1]} - {names[0]}: {len(rows)} layers differ, by {sum(row.relative for row in rows) / len(rows):.2%} of "
-        "their weight's norm on average.",
+        f"{names[1]} - {names[0]}: {len(rows)} layers differ, by {moved:.2%} of their weight's norm on average.",
         "Share of the energy in the first ranks:",
         *(f"  {rank:4} {share:7.2%}" for rank, share in zip(RANKS, shares, strict=True)),
         f"90 % of it fits in rank {enough}." if enough else f"Less than 90 % of it fits in rank {RANKS[-1]}.",

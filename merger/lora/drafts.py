@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -74,6 +74,7 @@ class Draft:
         modules: in the order of the file that is to be written.
         metadata: of the source, or put together from several; sizes and hashes are added when it is written.
         others: tensors that are no modules, carried along.
+        title: of the file; "" for its name.
         notes: what a person should know, one sentence each.
     """
 
@@ -81,11 +82,8 @@ class Draft:
     modules: tuple[Made, ...]
     metadata: Mapping[str, str]
     others: Mapping[str, Tensor] = field(default_factory=dict)
+    title: str = ""
     notes: tuple[str, ...] = ()
-
-    def with_notes(self, *notes: str) -> Draft:
-        """The same with further notes."""
-        return replace(self, notes=(*self.notes, *notes))
 
     @property
     def energy(self) -> float:

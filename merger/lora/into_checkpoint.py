@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ...families._single_file import FilePart
 from ...families._spec import Family
 from ...networks._apply import bias_change_of, lora_delta
 from .ingredients import Ingredient
+from .metadata import stamped
 from .modules import LoraModule, check_finite
 
 AS_FILE = "as the file"
@@ -204,3 +206,11 @@ def _add(whole: Tensor, hit: Hit) -> None:
     else:
         change = lora_delta(parts, stem=module.stem, weight=rows.contiguous())
     rows.add_(change.reshape(rows.shape), alpha=hit.ingredient.applied_strength(module))
+
+
+def merged_checkpoint_metadata(
+    file: TensorReader, ingredients: Sequence[Ingredient], *, title: str, made_by: Mapping[str, Any]
+) -> dict[str, str]:
+    """The checkpoint's own metadata, with the LoRAs in it and the recipe."""
+    names = [file.path.name, *(ingredient.file.name for ingredient in ingredients)]
+    return stamped({**file.metadata, "modelspec.merged_from": ", ".join(names)}, title=title, made_by=made_by)

@@ -123,7 +123,8 @@ def edited(file: LoraFile, texts: Mapping[str, str], *, thumbnail: str | None = 
         kept["modelspec.thumbnail"] = thumbnail
     modules = tuple(_as_it_is(file, module, KOHYA) for module in file.modules)
     others = {key: file.tensor(key) for key in file.other_keys}
-    return Draft(family=file.family, modules=modules, metadata=kept, others=others)
+    title = kept.get("modelspec.title", "")
+    return Draft(family=file.family, modules=modules, metadata=kept, others=others, title=title)
 
 
 def _needed(key: str) -> bool:

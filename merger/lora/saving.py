@@ -26,6 +26,9 @@ MAX_ROUNDING = 2e-2
 bf16 alone costs 4e-3; what is worse comes from numbers too small or too large for the format.
 """
 
+SAID = "atelier.lora_report"
+"""Metadata that holds what an operation said of its result, for those who ask for the same one again."""
+
 KEEP_BOTH, REPLACE, REFUSE = "keep both", "replace", "refuse"
 IF_EXISTS = (KEEP_BOTH, REPLACE, REFUSE)
 
@@ -142,29 +145,68 @@ def save(
     return write_draft(path, draft, made_by=made_by, dtype=dtype, naming=naming), draft
 
 
-def write_draft(path: Path, draft: Draft, *, made_by: Mapping[str, Any], dtype: str, naming: str = KOHYA) -> Saved:
-    """Writes a draft atomically with kohya's hashes; see `save`."""
+def write_draft(
+    path: Path,
+    draft: Draft,
+    *,
+    made_by: Mapping[str, Any],
+    dtype: str,
+    naming: str = KOHYA,
+    title: str = "",
+    said: str = "",
+) -> Saved:
+    """Writes a draft atomically with kohya's hashes; see `save`.
+
+    Args:
+        path: where to.
+        draft: what.
+        made_by: the recipe.
+        dtype: fp16, bf16 or fp32.
+        naming: of the modules.
+        title: of the file; its name by default, unless the draft has one.
+        said: what is to be known of how it was made; kept in the file.
+    """
     notes: list[str] = []
     tensors, rounding = tensors_of(draft, naming=naming, dtype=DTYPES[dtype])
     if dtype != "fp32" and not rounding <= MAX_ROUNDING:
         notes.append(f"Saved as fp32: {dtype} would have changed a module by {rounding:.1%}.")
         dtype = "fp32"
         tensors, rounding = tensors_of(draft, naming=naming, dtype=torch.float32)
-    write_stamped(path, tensors, draft.metadata, made_by=made_by)
+    cost = f"; rounding costs a module {rounding:.3%} at most" if rounding else ""
+    said = "\n".join([said, *notes, f"Written in {dtype}{cost}."]) if said else ""
+    title = draft.title or title or path.stem
+    write_stamped(path, tensors, draft.metadata, made_by=made_by, title=title, said=said)
     return Saved(path=path, size_bytes=path.stat().st_size, dtype=dtype, rounding_error=rounding, notes=tuple(notes))
 
 
 def write_stamped(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, made_by: Mapping[str, Any]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    made_by: Mapping[str, Any],
+    title: str = "",
+    said: str = "",
 ) -> None:
     """Writes tensors atomically with title, recipe and kohya's hashes.
+
+    Args:
+        path: where to.
+        tensors: by key.
+        metadata: of the source.
+        made_by: the recipe.
+        title: of the file; its name by default.
+        said: what is to be known of how it was made.
 
     Raises:
         FormatError: a tensor is not finite.
         StorageError: the disk is full or cannot be written.
     """
     refuse_not_finite(tensors)
-    told = stamped(metadata, title=path.stem, made_by=made_by)
+    told = stamped(metadata, title=title or path.stem, made_by=made_by)
+    told.pop(SAID, None)
+    if said:
+        told[SAID] = said
     model_hash, legacy_hash = kohya_hashes(tensors, told)
     told |= {
         "sshs_model_hash": model_hash,
