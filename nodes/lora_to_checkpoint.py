@@ -20,6 +20,7 @@ from ..merger.lora.saving import DTYPES, IF_EXISTS, KEEP_BOTH, target_path
 from ._lora_output import path_below, source_of
 from .base import merged_lora
 from .host import get_host
+from .lora import presets_state
 from .merge_loras import lora_sockets, wired
 from .widgets import ROOT_CATEGORY, params_from, socket, widgets
 
@@ -77,6 +78,11 @@ class MergeLorasIntoCheckpoint:
             },
             "optional": optional,
         }
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> str:
+        """The owner's presets are seen when they change."""
+        return presets_state()
 
     def merge(self, base: Base, **values: Any) -> dict[str, Any]:
         """Plan, and write unless it is a dry run."""

@@ -23,6 +23,7 @@ from ._lora_output import (
     source_of,
 )
 from .host import get_host
+from .lora import presets_state
 from .widgets import ROOT_CATEGORY, params_from, socket, widgets
 
 MOST_LORAS = 8
@@ -82,6 +83,11 @@ class MergeLoras:
                 "base": socket("ATELIER_BASE", "The base model; only needed where a LoRA is a DoRA, OFT or (IA)^3."),
             },
         }
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> str:
+        """The owner's presets are seen when they change."""
+        return presets_state()
 
     def merge(self, base: Base | None = None, **values: Any) -> dict[str, Any]:
         """Add, and write."""
