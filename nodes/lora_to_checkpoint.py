@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.files import known_sha256
 from ..core.params import Params, param
 from ..core.stream import TensorReader
-from ..families._base import Base, MergedLora, open_base
+from ..families._base import Base, MergedLora
 from ..merger.lora.handle import Lora
 from ..merger.lora.ingredients import Ingredient
 from ..merger.lora.into_checkpoint import AS_FILE, MergePlan, merge_into, merged_checkpoint_metadata, plan_merge
@@ -134,10 +134,7 @@ def _merged_values(one: MergedLora) -> dict[str, Any]:
 
 def _saved(base: Base, path: Path) -> Base:
     """The new file as a base, with what was chosen of the old one."""
-    return open_base(
-        path, name=_shown(path), dtype=base.dtype, vae_path=base.vae_path, vae_name=base.vae_name,
-        prediction=base.variant.prediction_type, zero_terminal_snr="on" if base.variant.zero_terminal_snr else "off",
-    )  # fmt: skip
+    return replace(base, path=path, name=_shown(path), loras=())
 
 
 def _headline(base: Base, loras: list[Lora]) -> str:
