@@ -42,8 +42,8 @@ from lora_atelier.tagger.tag import tag_dataset
 
 BARS = {"efficiency_min": 0.9, "rethreshold_s_max": 10.0}
 GRAPHS_MS = (2, 20, 200)
-PICTURES = {2: 600, 20: 300, 200: 60}
-QUICK_PICTURES = {2: 120, 20: 60, 200: 12}
+PICTURES = {2: 1500, 20: 300, 200: 60}
+QUICK_PICTURES = {2: 300, 20: 60, 200: 12}
 SIDE_PX = 768
 INPUT_PX = 448
 TOKENS, WIDTH = 196, 256
@@ -113,7 +113,8 @@ def write_pictures(folder: Path, number: int) -> Dataset:
     base = np.asarray(Image.fromarray(coarse).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)).astype(np.int16)
     base = np.clip(base + random.integers(-12, 13, base.shape), 0, 255).astype(np.uint8)
     for n in range(number):
-        Image.fromarray(np.roll(base, (7 * n, 3 * n), axis=(0, 1))).save(folder / f"{n:06d}.jpg", quality=90)
+        shift = (7 * n, 3 * n + n // SIDE_PX)  # no two alike, however many
+        Image.fromarray(np.roll(base, shift, axis=(0, 1))).save(folder / f"{n:06d}.jpg", quality=90)
     return open_folder(folder, DatasetParams())
 
 
