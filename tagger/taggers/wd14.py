@@ -23,7 +23,6 @@ THRESHOLDS: Mapping[str, Mapping[str, float]] = {
     "wd-v1-4-vit-tagger": _published(0.35),
     "wd-v1-4-convnext-tagger": _published(0.35),
     "wd-eva02-tagger-2026-canary": _published(0.6094),
-    "eva02-large-e621": _published(0.60, 0.65),
     "pico": _published(0.5, 0.5),
 }
 """Where precision equals recall, as the model cards give it; the first part of a name that fits counts."""

@@ -40,6 +40,10 @@ def wd14_timm(folder):
     return write_tagger(folder / "wd-eva02-tagger-2026-canary", output="output", **HALF)
 
 
+def wd14_e621(folder):
+    return write_tagger(folder / "eva02_large_E621_FULL_V1")
+
+
 def pixai_v09(folder):
     facts = {**HALF, "channels": "RGB", "sigmoid": True, "output": "prediction", "before": ("logits",)}
     place = write_tagger(folder / "pixai-tagger-v0.9-onnx", embedding=True, **facts)
@@ -132,7 +136,8 @@ def described(folder):
 
 
 LAYOUTS = {
-    "WD14": wd14, "WD14 (timm)": wd14_timm, "PixAI v0.9": pixai_v09, "PixAI v1.0": pixai_v10, "cl_tagger": cl_tagger,
+    "WD14": wd14, "WD14 (timm)": wd14_timm, "WD14 (e621)": wd14_e621, "PixAI v0.9": pixai_v09, "PixAI v1.0": pixai_v10,
+    "cl_tagger": cl_tagger,
     "cl_tagger, other form": cl_tagger_other_form, "cl_tagger v2": cl_tagger_v2, "Camie": camie, "JoyTag": joytag,
     "Z3D-E621": z3d_e621, "DeepDanbooru": deepdanbooru, "odd": described,
 }  # fmt: skip
@@ -179,6 +184,19 @@ def test_a_wrong_fact_is_seen(tmp_path, mistake, monkeypatch):
     expected = [found(right, colour, size) for colour, size in cases]
     monkeypatch.setattr(right, "spec", dataclasses.replace(right.spec, **mistake))
     assert [found(right, colour, size) for colour, size in cases] != expected
+
+
+def test_category_numbers_mean_what_they_mean_on_the_tagger_s_site(tmp_path):
+    """5 is meta on danbooru and species on e621."""
+    rows = [(name, 5 if name == "red" else number) for name, number in ROWS]
+    words = {}
+    for folder in ("wd-swinv2-tagger-v3", "eva02_large_E621_FULL_V1"):
+        place = write_tagger(tmp_path / folder, table=False)
+        write_table(place / "selected_tags.csv", rows)
+        tagger = open_tagger(place)
+        words[folder] = dict(zip(tagger.scored.names, tagger.scored.categories, strict=True))["red"]
+        assert tagger.thresholds["general"] == (0.2653 if folder.startswith("wd") else 0.6)
+    assert list(words.values()) == ["meta", "species"]
 
 
 def test_squares_are_padded_before_or_after_the_resize(tmp_path):
