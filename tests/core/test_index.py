@@ -1,10 +1,10 @@
 import sqlite3
 import threading
 
-import numpy as np
 import pytest
 
 from atelier_tests.helpers.child import run_child
+from atelier_tests.helpers.index import damage_pages
 from lora_atelier.core.errors import StorageError
 from lora_atelier.core.index import Index
 
@@ -77,17 +77,6 @@ def test_a_damaged_file_is_moved_aside_and_told(tmp_path):
     assert aside.read_bytes().startswith(b"no database")
 
 
-def damaged(path, page):
-    """Writes nonsense over a page in the middle of an index file, behind the back of whoever holds it."""
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        size = connection.execute("PRAGMA page_size").fetchone()[0]
-    connection.close()
-    with open(path, "r+b") as file:
-        file.seek(page * size)
-        file.write(np.random.default_rng(0).bytes(size))
-
-
 def filled(index, number=4000):
     index.put_many("scores", [(n.to_bytes(16, "big"), b"%d" % n * 20) for n in range(number)])
     index.put_many("written", [(b"a.txt", b"hash")])
@@ -100,7 +89,7 @@ def test_damage_met_later_is_moved_aside_and_what_can_be_read_is_kept(tmp_path):
         filled(index)
     with Index(path, status=said.append) as index:
         assert index.get("scores", bytes(16))
-        damaged(path, 40)
+        damage_pages(path, [40])
         keys = [n.to_bytes(16, "big") for n in range(4000)]
         found = index.get_many("scores", keys)
         lost = [n for n, value in enumerate(found) if value is None]
@@ -124,8 +113,7 @@ def test_a_write_that_meets_damage_is_not_lost(tmp_path):
     with Index(path) as index:
         filled(index)
     with Index(path) as index:
-        for page in range(2, 60):
-            damaged(path, page)
+        damage_pages(path, range(2, 60))
         index.put_many("scores", [(n.to_bytes(16, "big"), b"new") for n in range(500, 600)])
         assert index.get_many("scores", [n.to_bytes(16, "big") for n in range(500, 600)]) == [b"new"] * 100
         assert len(index.take_notes()) == 1
@@ -136,7 +124,7 @@ def test_threads_that_meet_damage_at_once_mend_it_once(tmp_path):
     with Index(path) as index:
         filled(index)
     with Index(path) as index:
-        damaged(path, 40)
+        damage_pages(path, [40])
         errors = []
 
         def work(number):
@@ -164,7 +152,7 @@ def test_a_file_that_another_process_has_mended_is_taken_as_it_is(tmp_path):
     with Index(path) as first, Index(path) as second:
         filled(first)
         assert second.count("scores") == 4000
-        damaged(path, 40)
+        damage_pages(path, [40])
         keys = [n.to_bytes(16, "big") for n in range(4000)]
         first.get_many("scores", keys)
         second.get_many("scores", keys)

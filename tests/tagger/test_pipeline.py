@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atelier_tests.helpers.index import damage_pages
 from atelier_tests.helpers.onnx_tagger import write_tagger
 from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from lora_atelier.core.errors import FormatError, InputError
 from lora_atelier.core.index import Index
-from lora_atelier.core.progress import Cancelled
+from lora_atelier.core.progress import Cancelled, SilentProgress
 from lora_atelier.dataset.headers import CONTENT_KIND
 from lora_atelier.dataset.scan import DatasetParams, open_folder
 from lora_atelier.tagger import contents, scoring_pass
@@ -272,6 +273,35 @@ def test_a_damaged_entry_of_the_store_is_computed_again(tagger, make_dataset, in
     assert (again.inferred, again.from_store) == (3, 3)
     np.testing.assert_array_equal(again.scores.values, first.scores.values)
     assert dict(index.items(store.kind)) == good
+
+
+def test_an_index_damaged_in_the_middle_of_a_run_loses_nothing(tagger, make_dataset, index, monkeypatch):
+    dataset = make_dataset(150)
+    monkeypatch.setattr(scoring_pass, "FLUSH_PICTURES", 4)
+    index.put_many("other", [(b"%05d" % n, bytes(40)) for n in range(3000)])
+
+    class Damaging(SilentProgress):
+        done = False
+
+        def update(self, value, total, text=""):
+            if value > 50 and not self.done:
+                self.done = True
+                damage_pages(index.path, (20, 21))
+
+    monkeypatch.setattr(scoring_pass, "_REPORT_S", 0.0)
+    scored = score_dataset(dataset, tagger, index, workers=2, progress=Damaging())
+    index.release()  # what the connection has in its cache was read before the damage
+    index.get_many("other", [b"%05d" % n for n in range(3000)])
+    notes = [*scored.notes, *index.take_notes()]
+    assert len(notes) == 1
+    assert "was damaged" in notes[0]
+    assert (scored.inferred, scored.failed) == (150, {})
+    with Index(index.path.with_name("fresh.sqlite")) as fresh:
+        np.testing.assert_array_equal(score_dataset(dataset, tagger, fresh).scores.values, scored.scores.values)
+    again = score_dataset(dataset, tagger, index)
+    assert again.inferred + again.from_store == 150
+    np.testing.assert_array_equal(again.scores.values, scored.scores.values)
+    assert not again.notes
 
 
 def test_two_runs_at_once_lose_nothing(tagger, make_dataset, index):
