@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from .errors import AtelierError, FormatError
 from .files import atomic_path, ensure_space, storage_error
@@ -113,6 +113,10 @@ class TensorReader(TensorFile):
         super().__init__(path)
         self._positioned: PositionedFile | None = None
         self._opening = threading.Lock()
+
+    def __enter__(self) -> TensorReader:
+        """Opens the file."""
+        return self
 
     def close(self) -> None:
         """Closes the file; it opens again at the next read."""
@@ -370,7 +374,7 @@ def _one(do: Callable[[_Job, Stop], None], job: _Job, stop: Stop) -> None:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.numpy())
+    return memoryview(cast(Any, tensor.numpy()))
 
 
 def elements(shape: Sequence[int]) -> int:

@@ -109,7 +109,7 @@ def merge_whole(
 
 def whole_sources(program: Program, channels: int | None) -> Sequence[Tensor]:
     """The sources in fp32, in the shape of the first; cut to so many input channels where that is given."""
-    values = []
+    values: list[Tensor] = []
     for place in program.sources:
         value = place.reader.tensor(place.key, dtype=torch.float32)
         if channels is not None:

@@ -62,7 +62,7 @@ def fits(values: Tensor) -> float:
         return 0.0
     squares = float(torch.dot(flat, flat))
     if squares < _F16_SQUARED:
-        return squares**0.5
+        return math.sqrt(squares)
     least, most = torch.aminmax(flat)
     ends = float(least), float(most)
     return max(abs(ends[0]), abs(ends[1])) if math.isfinite(ends[0]) and math.isfinite(ends[1]) else math.nan

@@ -45,7 +45,8 @@ def columns(a: Tensor, b: Tensor) -> Tensor:
 def at_large(a: Tensor, b: Tensor) -> Tensor:
     """Similarity of the whole tensors."""
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
-    return torch.dot(flat_a, flat_b) / (torch.linalg.vector_norm(flat_a) * torch.linalg.vector_norm(flat_b))
+    lengths: Tensor = torch.linalg.vector_norm(flat_a) * torch.linalg.vector_norm(flat_b)
+    return torch.dot(flat_a, flat_b) / lengths
 
 
 def of_unit_columns(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def perpendicular(own: Tensor, other: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(own)
     if float(length) == 0.0:
         return other
-    unit = own / length
+    unit: Tensor = own / length
     return other - unit * torch.dot(unit.reshape(-1), other.reshape(-1))
 
 

@@ -21,7 +21,8 @@ def merge(tensors: Sequence[Tensor], params: AlphaParams, context: KeyContext) -
     if not bool(torch.isfinite(factors).all()) or not bool(torch.isfinite(cosine)):
         return torch.lerp(a, b, params.alpha)
     length = torch.lerp(length_a, length_b, params.alpha)
-    return (a * (factors[0] * length / length_a)).add_(b * (factors[1] * length / length_b))
+    turned: Tensor = (a * (factors[0] * length / length_a)).add_(b * (factors[1] * length / length_b))
+    return turned
 
 
 METHOD = Method(

@@ -182,7 +182,7 @@ class _Builder:
         nodes = tuple(self._node(name, lane) for name in lane.models)
         method = "weighted_sum" if len(nodes) == 2 else "add_difference"
         try:
-            params = get_method(method).params(alpha=lane.share)
+            params = get_method(method).params.from_json({"alpha": lane.share})
         except InputError as cause:
             raise InputError(f"{lane.where}: M of {cause}") from cause
         node = Merge(method=method, inputs=nodes, params=params, label=lane.out)

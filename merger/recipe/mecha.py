@@ -139,7 +139,7 @@ def _with_alpha(method: str, inputs: tuple[Node | None, ...], alpha: Any, **para
     return Merge(
         method=method,
         inputs=inputs,
-        params=get_method(method).params(alpha=number, **params),
+        params=get_method(method).params.from_json({"alpha": number, **params}),
         weights=() if weights is None else (("alpha", weights),),
     )
 
@@ -188,14 +188,17 @@ def _mask(given: list[Any], named: dict[str, Any]) -> _Mask:
 
 
 def _ties(given: list[Any], named: dict[str, Any]) -> Merge:
-    params = {"keep": float(named.get("k", 1.0)), "vote": "sum" if named.get("vote_sgn", False) else "count"}
+    params: dict[str, Any] = {
+        "keep": float(named.get("k", 1.0)),
+        "vote": "sum" if named.get("vote_sgn", False) else "count",
+    }
     inputs = (None, *(_node(value) for value in given))
-    return Merge(method="ties", inputs=inputs, params=get_method("ties").params(alpha=1.0, **params))
+    return Merge(method="ties", inputs=inputs, params=get_method("ties").params.from_json({"alpha": 1.0, **params}))
 
 
 def _stock(given: list[Any], named: dict[str, Any]) -> Merge:
     inputs = (None, *(_node(value) for value in given))
-    return Merge(method="model_stock", inputs=inputs, params=get_method("model_stock").params(per="row"))
+    return Merge(method="model_stock", inputs=inputs, params=get_method("model_stock").params.from_json({"per": "row"}))
 
 
 def _slice(given: list[Any], named: dict[str, Any]) -> Merge:
@@ -204,12 +207,12 @@ def _slice(given: list[Any], named: dict[str, Any]) -> Merge:
     return Merge(
         method="tensor_slice",
         inputs=(_node(given[0]), _node(given[1])),
-        params=get_method("tensor_slice").params(alpha=width, beta=start),
+        params=get_method("tensor_slice").params.from_json({"alpha": width, "beta": start}),
     )
 
 
 def _clip(given: list[Any], named: dict[str, Any]) -> Merge:
-    params = get_method("weights_clip").params(stiffness=float(named.get("stiffness", 0.0)))
+    params = get_method("weights_clip").params.from_json({"stiffness": float(named.get("stiffness", 0.0))})
     return Merge(method="weights_clip", inputs=tuple(_node(value) for value in given), params=params)
 
 

@@ -77,7 +77,7 @@ def _read_webui(recipe: Mapping[str, Any], model: Any) -> Recipe:
     node = Merge(
         method=method,
         inputs=tuple(model(key) for key in keys),
-        params=get_method(method).params(alpha=float(recipe["multiplier"])),
+        params=get_method(method).params.from_json({"alpha": float(recipe["multiplier"])}),
     )
     notes = []
     if recipe.get("bake_in_vae") not in (None, "", "None"):
