@@ -22,6 +22,14 @@ def derive(seed: int, *parts: int | str) -> int:
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
+def uniform(seed: int, *parts: int | str, count: int) -> list[float]:
+    """Derives up to eight numbers of 0 up to 1 from a seed and the names of their use; see :func:`derive`."""
+    digest = hashlib.blake2b(digest_size=8 * count, person=b"atelier")
+    digest.update(derive(seed, *parts).to_bytes(8, "little"))
+    raw = digest.digest()
+    return [(int.from_bytes(raw[8 * number : 8 * number + 8], "little") >> 11) / 2.0**53 for number in range(count)]
+
+
 def generator(seed: int, step: int, purpose: str, device: "torch.device | str" = "cpu") -> "torch.Generator":
     """Returns a fresh generator for one purpose at one step.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.seeds import derive
+from ..core.seeds import derive, uniform
 from .buckets import Bucket, Size
 from .images import scaled_crop
 from .tints import Tint, TintRanges, tinted
@@ -104,10 +104,10 @@ class ViewRules:
         view = plain_view(bucket, focus, flipped=flipped)
         if variant == 0:
             return replace(view, is_random=self.random_crop and self.variants > 1)
-        draw = np.random.Philox(key=derive(0, "view", content, variant)).random_raw(7).astype(np.float64) / 2.0**64
+        draw = uniform(0, "view", content, variant, count=7)
         if self.random_crop:
-            view = _cut_at_random(view, focus, max_zoom=self.max_zoom, draw=draw[:3].tolist())
-        return view if self.tints is None else replace(view, tint=self.tints.drawn(draw[3:].tolist()))
+            view = _cut_at_random(view, focus, max_zoom=self.max_zoom, draw=draw[:3])
+        return view if self.tints is None else replace(view, tint=self.tints.drawn(draw[3:]))
 
 
 def _cut_at_random(view: View, focus: Focus | None, *, max_zoom: float, draw: list[float]) -> View:

@@ -83,13 +83,16 @@ def augment_lines(job: Job, pictures: Dataset, buckets: BucketAssignment, facts:
     return lines
 
 
-def augment_warnings(job: Job, facts: BatchFacts, *, shown: float, train_text_encoder: bool) -> list[str]:
+def augment_warnings(
+    job: Job, facts: BatchFacts, *, shown: float, cache_bytes: int, train_text_encoder: bool
+) -> list[str]:
     """Returns what a person should know of the settings before the run.
 
     Args:
         job: with the pictures as they were given.
         facts: of the batches of an epoch.
         shown: how often a picture is shown at most.
+        cache_bytes: what the latents take.
         train_text_encoder: whether it is trained.
     """
     found, augment = [], job.augment
@@ -108,6 +111,6 @@ def augment_warnings(job: Job, facts: BatchFacts, *, shown: float, train_text_en
     if augment.variants > max(1.0, shown):
         found.append(
             f"variants is {augment.variants}, but the run shows each picture at most {max(1, int(shown))} times: some "
-            "are encoded and never seen; lower it, or train longer."
+            f"of the {cache_bytes / 2**20:,.1f} MiB in the cache are never seen; lower it, or train longer."
         )
     return found

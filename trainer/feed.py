@@ -1,5 +1,6 @@
 """What the loop is fed with: latents, text states and weights of the batch of any step, from (seed, step) alone."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -64,22 +65,23 @@ class Feed:
         self.batches_per_epoch = steps_per_epoch(dataset, buckets, batch_size)
         weights = dataset.loss_weights(prior_loss_weight)
         self._image_weights = None if weights is None else weights.tolist()
-        self._epoch: tuple[int, EpochBatches] | None = None
+        # Two, for what is read ahead may be of the next epoch already; and safe in threads.
+        self._epoch_batches = lru_cache(maxsize=2)(self._made_epoch)
 
     def batch(self, index: int) -> Batch:
         """Returns the ``index``-th batch of the run."""
         epoch, number = divmod(index, self.batches_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            batches = epoch_batches(
-                self.dataset,
-                self.buckets,
-                batch_size=self.batch_size,
-                seed=self.seed,
-                epoch=epoch,
-                small=self.small_batches,
-            )
-            self._epoch = (epoch, batches)
-        return self._epoch[1][number]
+        return self._epoch_batches(epoch)[number]
+
+    def _made_epoch(self, epoch: int) -> EpochBatches:
+        return epoch_batches(
+            self.dataset,
+            self.buckets,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            small=self.small_batches,
+        )
 
     def entries(self, index: int) -> tuple[Entry, ...]:
         """Returns which latent of each picture of the batch is shown; it follows from the seed and the epoch alone."""
@@ -95,7 +97,8 @@ class Feed:
 
     def latents(self, index: int, *, seed: int, step: int, micro: int) -> torch.Tensor:
         """Returns scaled latents [b, c, h, w] fp32, freshly drawn from each picture's posterior."""
-        mean, std = self._stacked(index) if self._ahead is None else self._ahead.get(index)
+        ahead = None if self.cache.is_held else self._ahead
+        mean, std = self._stacked(index) if ahead is None else ahead.get(index)
         noise = torch.randn(mean.shape, generator=seeds.generator(seed, step, f"latents {micro}"))
         if mean.device.type == "cpu":
             return to_device((mean + std * noise) * self.latent_scale, self.device)
@@ -111,7 +114,7 @@ class Feed:
             self._ahead.close()
             self._ahead = None
         self.cache.free()
-        self._epoch = None
+        self._epoch_batches.cache_clear()
 
     def text(self, index: int, *, seed: int, step: int, micro: int) -> Any:
         """Returns the text states of the batch; shuffling and dropout follow the batch's own seeds."""

@@ -125,7 +125,7 @@ class LatentCache:
     def _opened(self) -> Shards:
         shards = Shards(
             self.folder / LATENTS_FOLDER,
-            [bytes.fromhex(self.key(entry))[:KEY_BYTES] for entry in self.entries()],
+            list(self._keys()),
             quota_bytes=max(LATENTS_QUOTA_BYTES, 2 * self.total_bytes),
             status=self._progress.status,
         )
@@ -165,13 +165,25 @@ class LatentCache:
 
     def key(self, entry: Entry) -> str:
         """Returns the key of a latent."""
+        return self._key_of(entry.picture, self.view(entry), self._made_by(entry))
+
+    def _key_of(self, picture: int, view: View, made_by: str) -> str:
         return latent_key(
-            content=self.contents[entry.picture],
+            content=self.contents[picture],
             vae_identity=self.vae_identity,
-            view=self.view(entry),
-            crop=self.dataset.crop(entry.picture),
-            made_by=self._made_by(entry),
+            view=view,
+            crop=self.dataset.crop(picture),
+            made_by=made_by,
         )
+
+    def _keys(self) -> Iterator[bytes]:
+        """Yields the keys of all entries as shards have them; much quicker than one by one."""
+        for picture, flip in enumerate(self._flips.tolist()):
+            for variant in range(self.rules.variants):
+                view = self.view(Entry(picture, variant, False))
+                for shown in (view, view.mirrored()) if flip else (view,):
+                    made_by = self._made_by(Entry(picture, variant, shown.flipped))
+                    yield bytes.fromhex(self._key_of(picture, shown, made_by))[:KEY_BYTES]
 
     def _made_by(self, entry: Entry) -> str:
         return self._given.made_by(entry.picture, flipped=entry.flipped) if entry.variant == 0 else ""
@@ -277,7 +289,8 @@ class LatentCache:
         """Moves what earlier versions left, one file per picture, into shards; what does not fit is passed over."""
         if not (self.folder / OLD_FOLDER).is_dir():
             return
-        old = Store(self.folder / OLD_FOLDER, LATENTS_QUOTA_BYTES)
+        taken_bytes = sum(path.stat().st_size for path in self.shards.store.files())
+        old = Store(self.folder / OLD_FOLDER, max(0, LATENTS_QUOTA_BYTES - taken_bytes))
         moved: list[str] = []
         with self.shards.writing() as put:
             for done, number in enumerate(missing):
@@ -294,6 +307,7 @@ class LatentCache:
                         put(number, tensors)
         for key in moved:
             old.remove(key)
+        old.evict()
 
     def _take_given(self, family: Family, encoder: PictureEncoder, progress: Progress) -> None:
         """Takes the latents that lie beside the pictures, if they were made as ours are."""

@@ -15,7 +15,7 @@ from ..core.progress import Progress
 from ..dataset.batches import BatchFacts, batch_facts, effective_repeats
 from ..dataset.buckets import BucketAssignment
 from ..dataset.table import Dataset
-from .augmented import augment_warnings, sized
+from .augmented import augment_warnings, latent_bytes, sized
 from .config import Job, of_stage
 from .feed import Feed
 from .loop import update_shares
@@ -149,7 +149,14 @@ def stage_warnings(stages: Sequence[Stage], *, train_text_encoder: bool) -> list
     found: dict[str, None] = {}
     for stage in stages:
         shown = stage.epochs * int(effective_repeats(stage.job.dataset).max())
-        notes = augment_warnings(stage.job, stage.batch_facts, shown=shown, train_text_encoder=train_text_encoder)
+        _, cache_bytes = latent_bytes(stage.job.augment, stage.pictures, stage.buckets)
+        notes = augment_warnings(
+            stage.job,
+            stage.batch_facts,
+            shown=shown,
+            cache_bytes=cache_bytes,
+            train_text_encoder=train_text_encoder,
+        )
         found.update(dict.fromkeys(notes))
     return list(found)
 
