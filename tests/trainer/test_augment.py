@@ -1,18 +1,27 @@
 """Variants, caption forms, resolutions and small batches: what a run sees, and that it resumes to the bit."""
 
+import json
+import shutil
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from atelier_tests.helpers.latents import RULE, cache_of
+from atelier_tests.helpers.child import start_child
+from atelier_tests.helpers.latents import RULE, cache_of, contents_of, fill
+from atelier_tests.helpers.progress import RecordingProgress
 from atelier_tests.helpers.training import CancelTraining, make_job, open_pictures
 from atelier_tests.trainer.test_train import assert_same_run
+from lora_atelier.core.ahead import NextAhead
 from lora_atelier.core.errors import InputError
+from lora_atelier.core.files import sha256_file
 from lora_atelier.core.progress import Cancelled
 from lora_atelier.dataset import images
 from lora_atelier.dataset.buckets import assign_buckets
@@ -23,6 +32,7 @@ from lora_atelier.trainer import latents
 from lora_atelier.trainer.augment import AugmentParams
 from lora_atelier.trainer.config import Job
 from lora_atelier.trainer.feed import Feed
+from lora_atelier.trainer.latents import LatentCache
 from lora_atelier.trainer.plan import check_job
 from lora_atelier.trainer.train import train_lora
 
@@ -146,6 +156,50 @@ def test_resume_is_exact_with_everything_on(tiny_base: Path, pictures: Path, pla
     assert "Small batches (repeat): 0 of" in whole.report
 
 
+KILLER = """
+import json, os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from atelier_tests.helpers.training import make_job, open_pictures
+from lora_atelier.trainer import checkpoints
+from lora_atelier.trainer.augment import AugmentParams
+from lora_atelier.trainer.train import train_lora
+folder, pictures, base, settings, rich = sys.argv[1:]
+old = checkpoints.write_json
+def write(path, value):
+    if value.get("step") == 4:  # the state of step 4 is half written; that of step 2 is whole
+        os.kill(os.getpid(), signal.SIGKILL)
+    old(path, value)
+checkpoints.write_json = write
+dataset = open_pictures(Path(pictures), shuffle_captions=True, caption_dropout=0.2, flip=True)
+job = replace(make_job(dataset, base=Path(base), **json.loads(settings)), augment=AugmentParams(**json.loads(rich)))
+places = {name: Path(folder) / name.removesuffix("_dir") for name in ("output_dir", "loras_dir", "cache_dir")}
+for place in places.values():
+    place.mkdir(parents=True, exist_ok=True)
+train_lora(job, **places)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
+def test_kill_and_resume_are_exact_with_everything_on(
+    tiny_base: Path, pictures: Path, places: Places, tmp_path: Path
+) -> None:
+    """The killed run had caches of its own, so the resumed one reads what another process encoded."""
+    settings = {"steps": 6, "blocks": "MID", "train_text_encoder": False, "save_every_steps": 2}
+    child = start_child(
+        KILLER, str(tmp_path / "own"), str(pictures), str(tiny_base), json.dumps(settings), json.dumps(RICH),
+        cwd=tmp_path,
+    )  # fmt: skip
+    _, errors = child.communicate(timeout=900)
+    assert child.returncode == -signal.SIGKILL, errors
+    dataset = open_pictures(pictures, shuffle_captions=True, caption_dropout=0.2, flip=True)
+    job = augmented(make_job(dataset, base=tiny_base, **settings), **RICH)
+    own = {name: tmp_path / "own" / name.removesuffix("_dir") for name in places}
+    resumed = train_lora(job, **own)
+    assert resumed.steps_done == 4
+    assert_same_run(resumed, train_lora(job, **places))
+
+
 def test_a_second_run_decodes_and_encodes_nothing(
     tiny_base: Path, pictures: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +223,51 @@ def test_a_second_run_decodes_and_encodes_nothing(
     second = train_lora(augmented(make_job(dataset, base=tiny_base, seed=8, **settings), **RICH), **places)
     assert second.losses != first.losses
     assert encoded == [""], "one text is encoded to learn how much room the others need"
+
+
+def test_reading_ahead_gives_the_same(tmp_path: Path, pictures: Path) -> None:
+    """As on a GPU whose memory holds not all latents: in another thread, over the borders of epochs."""
+    rules = ViewRules(variants=2, random_crop=True)
+    dataset = open_pictures(pictures, flip=True)
+    fill(cache_of(tmp_path, dataset, rules=rules))
+    plain, ahead = (feed_of(tmp_path, dataset, rules) for _ in range(2))
+    ahead._ahead = NextAhead(ahead._stacked)
+    for index in range(3 * plain.batches_per_epoch):
+        one, other = (feed.latents(index, seed=1, step=index, micro=0) for feed in (plain, ahead))
+        assert torch.equal(one, other)
+        assert plain.entries(index) == ahead.entries(index)
+    assert ahead.cache.is_held
+    ahead.free()
+    assert not ahead.cache.is_held
+    assert torch.equal(ahead.latents(0, seed=1, step=0, micro=0), plain.latents(0, seed=1, step=0, micro=0))
+
+
+def test_latents_of_kohyas_scripts_decide_the_run(
+    tiny_base: Path, pictures: Path, places: Places, tmp_path: Path
+) -> None:
+    own = shutil.copytree(pictures, tmp_path / "pictures")
+    dataset = open_pictures(own)
+    settings = {"steps": 2, "blocks": "MID", "train_text_encoder": False}
+    plain = make_job(dataset, base=tiny_base, **settings)
+    first = train_lora(plain, **places)
+    (stage,) = check_job(plain).stages
+    contents = contents_of(dataset, tmp_path)
+    identity = f"sd15 {sha256_file(tiny_base)}"
+    cache = LatentCache(
+        places["cache_dir"], dataset, buckets=stage.buckets, contents=contents, vae_identity=identity, flips=[False] * 5
+    )
+    assert cache.missing() == []
+    np.savez(own / "2_ring" / "01.npz", latents=cache.get(1, flipped=False)[0].numpy())
+    np.savez(own / "2_ring" / "02.npz", latents=np.zeros((4, 2, 2)))
+    job = augmented(plain, kohya_latents=True)
+    progress = RecordingProgress()
+    second = train_lora(job, progress=progress, **places)
+    (line,) = [line for line in progress.lines if line.startswith("Latents of kohya's scripts")]
+    assert line.startswith("Latents of kohya's scripts: 1 taken; 1 not used: it has no latents of the size")
+    assert second.losses != first.losses
+    assert train_lora(job, **places).steps_done == 0
+    (own / "2_ring" / "01.npz").unlink()
+    assert train_lora(job, **places).run.key not in (first.run.key, second.run.key)
 
 
 def test_defaults_are_not_part_of_the_key(tiny_base: Path, dataset: Dataset) -> None:
@@ -258,6 +357,7 @@ def test_notes(tiny_base: Path, dataset: Dataset) -> None:
     checked = check_job(augmented(make_job(dataset, base=tiny_base, steps=1), variants=9, wildcards=True))
     notes = "\n".join(checked.warnings)
     assert "variants is 9, but the run shows each picture at most 1 times" in notes
+    assert "MiB in the cache are never seen" in notes
     assert "no caption holds any" in notes
     trained = check_job(augmented(make_job(dataset, base=tiny_base), caption_variants=2))
     assert any("reads a new form" in note for note in trained.warnings)

@@ -255,7 +255,7 @@ def test_two_fill_one_cache(tmp_path: Path, dataset: Dataset) -> None:
 
 
 FILLER = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from atelier_tests.helpers.latents import FakeFamily, cache_of, fill
 from atelier_tests.helpers.training import open_pictures
@@ -271,7 +271,8 @@ class Progress(SilentProgress):
 rules = ViewRules(variants=4, random_crop=True, max_zoom=1.5)
 cache = cache_of(Path(folder), open_pictures(Path(pictures)), rules=rules)
 print("ready", flush=True)
-sys.stdin.readline()
+while not Path(folder, "go").exists():
+    time.sleep(0.01)
 fill(cache, FakeFamily(), Progress())
 assert cache.missing() == []
 """
@@ -279,8 +280,9 @@ assert cache.missing() == []
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
 def test_killed_while_filling_loses_nothing_that_was_written(tmp_path: Path, pictures: Path, dataset: Dataset) -> None:
+    (tmp_path / "go").touch()
     child = start_child(FILLER, str(tmp_path), str(pictures), "kill", cwd=tmp_path)
-    _, errors = child.communicate("go\n", timeout=600)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == -signal.SIGKILL, errors
     cache = cache_of(tmp_path, dataset, rules=CROPS)
     assert len(cache.missing()) == 20 - 7
@@ -291,3 +293,21 @@ def test_killed_while_filling_loses_nothing_that_was_written(tmp_path: Path, pic
         one, other = (c.get(entry.picture, entry.variant, flipped=False) for c in (cache, whole))
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
+
+
+def test_two_processes_fill_one_cache_at_once(tmp_path: Path, pictures: Path, dataset: Dataset) -> None:
+    children = [start_child(FILLER, str(tmp_path), str(pictures), "fill", cwd=tmp_path) for _ in range(2)]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    (tmp_path / "go").touch()  # both have looked, found nothing, and begin at once
+    for child in children:
+        _, errors = child.communicate(timeout=600)
+        assert child.returncode == 0, errors
+    cache = cache_of(tmp_path, dataset, rules=CROPS)
+    assert cache.missing() == []
+    assert fill(cache_of(tmp_path / "alone", dataset, rules=CROPS)) == 20
+    alone = cache_of(tmp_path / "alone", dataset, rules=CROPS)
+    for entry in alone.entries():
+        one, other = (found.get(entry.picture, entry.variant, flipped=False)[0] for found in (cache, alone))
+        assert torch.equal(one, other)
