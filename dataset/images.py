@@ -154,16 +154,25 @@ def load_image(path: Path | str, *, least_px: int = 0, data: bytes | None = None
             check_size(path, *_upright_size(image))
             if least_px:
                 _draft(image, least_px)
-            # Pillow's TIFF plug-in turns the pixels itself while it loads them.
-            upright = None if image.format == "TIFF" else _TRANSPOSES.get(_orientation(image))
-            rgb = _to_rgb(image)
-            rgb = rgb if upright is None else rgb.transpose(upright)
-            rgb.info.clear()  # the orientation in it was applied here; nobody is to apply it again
-            return rgb
+            return upright_rgb(image)
     except BadPicture:
         raise
     except Exception as error:
         raise BadPicture(path, _reason_of(error, path)) from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture as :func:`load_image` gives it: upright, RGB, what is transparent on white.
+
+    Args:
+        image: Any Pillow picture, also one that is not from a file.
+    """
+    # Pillow's TIFF plug-in turns the pixels itself while it loads them.
+    turn = None if image.format == "TIFF" else _TRANSPOSES.get(_orientation(image))
+    rgb = _to_rgb(image)
+    rgb = rgb if turn is None else rgb.transpose(turn)
+    rgb.info.clear()  # the orientation in it was applied here; nobody is to apply it again
+    return rgb
 
 
 def _draft(image: Image.Image, least_px: int) -> None:

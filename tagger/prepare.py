@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ..dataset.images import upright_rgb
 from .taggers._spec import Pad, TaggerSpec
 
 PREPARE_VERSION = 2
@@ -38,7 +39,8 @@ def prepare(image: Image.Image, spec: TaggerSpec, *, height_px: int, width_px: i
     Returns:
         Array [height, width, 3] or [3, height, width], float32.
     """
-    picture = flatten(image)
+    is_ready = image.mode == "RGB" and not image.info and type(image) is Image.Image  # as `load_image` gives it
+    picture = image if is_ready else upright_rgb(image)
     if spec.fit_first:
         picture = pad_to(fit(picture, width_px, height_px, spec), width_px, height_px, spec.pad)
     else:
@@ -59,21 +61,6 @@ def prepare(image: Image.Image, spec: TaggerSpec, *, height_px: int, width_px: i
     if any(part != 1.0 for part in spec.deviation):
         values /= np.asarray(spec.deviation, np.float32).reshape(shape)
     return values
-
-
-def flatten(image: Image.Image) -> Image.Image:
-    """Return a picture as RGB, upright, with what is transparent on white."""
-    if image.mode == "RGB" and not image.info and type(image) is Image.Image:
-        return image  # as `load_image` gives them: nothing is left to do, and the steps below copy all pixels
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image).astype(np.float64) / 257.0).clip(0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
-    return image.convert("RGB")
 
 
 def fit(image: Image.Image, width_px: int, height_px: int, spec: TaggerSpec) -> Image.Image:

@@ -102,6 +102,22 @@ def test_a_photo_turned_by_exif_is_turned_once(tmp_path, tagger, index, ending):
     np.testing.assert_allclose(values[alone >= FLOOR], alone[alone >= FLOOR], atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "L", "CMYK"])
+def test_a_picture_of_any_mode_reads_the_same_alone_and_in_a_data_set(tmp_path, tagger, index, mode):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (24, 30, 4), np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(noise[:, :, 0].astype(np.uint16) * 251)
+    else:
+        picture = Image.fromarray(noise, "RGBA").convert(mode)
+    picture.save(folder / ("a.tif" if mode == "CMYK" else "a.png"))
+    dataset = open_folder(folder, DatasetParams())
+    values = score_dataset(dataset, tagger, index).scores.dense(len(tagger.scored))[0]
+    alone = tagger.tag_image(Image.open(dataset.path(0))).values
+    np.testing.assert_allclose(values[alone >= FLOOR], alone[alone >= FLOOR], atol=1e-6)
+
+
 def test_scores_are_kept_under_the_content_that_was_seen(tmp_path, tagger, make_dataset, index):
     dataset = make_dataset(4)
     score_dataset(dataset, tagger, index)

@@ -12,10 +12,11 @@ from atelier_tests.helpers.progress import CancelAfter, RecordingProgress
 from lora_atelier.core.discovery import discover
 from lora_atelier.core.errors import FormatError, InputError, MissingLibraryError, StorageError, UnknownNameError
 from lora_atelier.core.progress import Cancelled
+from lora_atelier.dataset.images import upright_rgb
 from lora_atelier.tagger import prepare as prepare_module
 from lora_atelier.tagger import runner, taggers
 from lora_atelier.tagger.labels import KAOMOJI, compared, written
-from lora_atelier.tagger.prepare import flatten, pad_square, prepare
+from lora_atelier.tagger.prepare import pad_square, prepare
 from lora_atelier.tagger.runner import PickParams, Tag, open_tagger, pick, tags_text
 from lora_atelier.tagger.tables import CATEGORY_WORDS
 from lora_atelier.tagger.taggers.wd14 import TAGGER
@@ -302,9 +303,9 @@ def test_an_ordinary_large_picture_is_padded_at_full_size(monkeypatch):
 
 def test_flatten_of_other_modes():
     deep = Image.fromarray(np.full((4, 4), 65535, np.uint16))
-    assert flatten(deep).getpixel((0, 0)) == (255, 255, 255)
-    assert flatten(Image.new("CMYK", (4, 4))).mode == "RGB"
-    assert flatten(Image.new("L", (4, 4), 9)).getpixel((0, 0)) == (9, 9, 9)
+    assert upright_rgb(deep).getpixel((0, 0)) == (255, 255, 255)
+    assert upright_rgb(Image.new("CMYK", (4, 4))).mode == "RGB"
+    assert upright_rgb(Image.new("L", (4, 4), 9)).getpixel((0, 0)) == (9, 9, 9)
 
 
 def test_text():
