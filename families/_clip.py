@@ -229,7 +229,7 @@ def encode_segments(
         return hidden, pooled
     counts = [len(rows) for rows in windows]
     states: list[Tensor] = []
-    for rows, state in zip(windows, hidden.split(counts), strict=True):
+    for rows, state in zip(windows, torch.split(hidden, counts), strict=True):
         weights = torch.tensor([[weight for _, weight in window] for window in rows]).unsqueeze(-1)
         joined = [
             without_inner_marks(part) if lay is fixed_windows else part.flatten(0, 1) for part in (state, weights)

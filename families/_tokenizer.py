@@ -115,6 +115,14 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
 
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """How many tokens each text has, without marks."""
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    return [len(ids) for ids in found]
+
+
 def special_tokens(tokenizer: Any, *, pads_with_zero: bool) -> SpecialTokens:
     """The marks that frame a text, and what fills it up."""
     start, end = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in (BOS, EOS))

@@ -14,6 +14,7 @@ from ..families._base import Base
 from ..merger.lora.handle import Lora, open_lora
 from ..networks._spec import get_network
 from ..trainer.augment import AugmentParams
+from ..trainer.caption_params import CaptionParams
 from ..trainer.config import MODES, Job, TrainParams
 from ..trainer.objectives._spec import find_objective
 from ..trainer.optimizers._spec import find_optimizer
@@ -45,6 +46,9 @@ SHOWN = (
 
 LATER = ("accumulation_images", "ema_decay", "trained_dtype", "stochastic_rounding", "fp8_base")
 """Settings that came after the first version: they stand behind all older inputs, so that saved workflows fit."""
+
+NEWEST = ("clip_skip_2", "text_encoder_stop", "unmasked_weight", "normalize_masks", "prior_preservation")
+"""Settings that came later still, likewise."""
 
 DEFAULTS = {
     "network": ("lora", get_network),
@@ -122,7 +126,8 @@ class TrainLora:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs."""
-        first, later = split_widgets(TrainParams, LATER, shown=SHOWN)
+        first, later = split_widgets(TrainParams, (*LATER, *NEWEST), shown=SHOWN)
+        newest = {name: later.pop(name) for name in NEWEST}
         return {
             "required": {
                 "base": socket("ATELIER_BASE", "The model to train on."),
@@ -153,6 +158,12 @@ class TrainLora:
                     "ATELIER_AUGMENT",
                     "Variants of pictures and captions, further resolutions, small batches; none when left open.",
                 ),
+                **newest,
+                "captions": socket(
+                    "ATELIER_CAPTIONS",
+                    "How captions are read: their length, weights of words, how many tags at first; up to 75 tokens "
+                    "as they stand when left open.",
+                ),
             },
             "hidden": {"prompt": "PROMPT"},
         }
@@ -169,6 +180,7 @@ class TrainLora:
         start_from: Lora | None = None,
         stages: tuple[TrainStage, ...] | None = None,
         augment: AugmentParams | None = None,
+        captions: CaptionParams | None = None,
         prompt: Mapping[str, Any] | None = None,
         **values: Any,
     ) -> dict[str, Any]:
@@ -186,6 +198,7 @@ class TrainLora:
             start=None if start_from is None else start_of(base, start_from),
             stages=stages or (),
             augment=augment or AugmentParams(),
+            captions=captions or CaptionParams(),
         )
         note = unused_trigger(dataset, trigger)
         if note:

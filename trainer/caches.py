@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ..core.errors import StorageError
+from ..core.errors import InputError, StorageError
 from ..core.files import storage_error
 from ..core.index import Index
 from ..core.progress import Progress
@@ -62,8 +62,8 @@ class ContentIndex:
             for row in rows
         ]
         keys = [file_key(file) for file in files]
-        known = self._known(CONTENT_KIND, keys, progress)
-        whole = self._known(WHOLE_KIND, [digest or b"" for digest in known], progress)
+        known = self.known(CONTENT_KIND, keys, progress)
+        whole = self.known(WHOLE_KIND, [digest or b"" for digest in known], progress)
         fresh: list[tuple[bytes, bytes]] = []
         try:
             for row, key, digest, is_whole in zip(rows, keys, known, whole, strict=True):
@@ -95,14 +95,47 @@ class ContentIndex:
         except OSError as cause:
             raise storage_error("read", base.path, cause) from cause
         key = file_key(PictureFile(str(base.path), status.st_size, status.st_mtime_ns))
-        (known,) = self._known(BASE_KIND, [key], progress)
+        (known,) = self.known(BASE_KIND, [key], progress)
         if known is not None:
             return known.hex()
         value = base_hash(base, progress)
         self._asked(lambda index: index.put_many(BASE_KIND, [(key, bytes.fromhex(value))]), progress)
         return value
 
-    def _known(self, kind: str, keys: Sequence[bytes], progress: Progress) -> Sequence[bytes | None]:
+    def file_hashes(self, paths: Sequence[Path], progress: Progress) -> list[str]:
+        """Returns the content hashes of files that belong to pictures, such as masks; only changed ones are read.
+
+        Raises:
+            InputError: a file is gone or cannot be read.
+        """
+        files: list[PictureFile] = []
+        for path in paths:
+            try:
+                status = path.stat()
+            except OSError as cause:
+                raise InputError(f"The mask {path.name} is gone ({cause.strerror}); set the masks again.") from cause
+            files.append(PictureFile(str(path), status.st_size, status.st_mtime_ns))
+        keys = [file_key(file) for file in files]
+        found: list[str] = []
+        fresh: list[tuple[bytes, bytes]] = []
+        for path, key, digest in zip(paths, keys, self.known(CONTENT_KIND, keys, progress), strict=True):
+            if digest is None:
+                progress.check()
+                try:
+                    digest = bytes.fromhex(content_hash(path))
+                except BadPicture as damage:
+                    raise InputError(f"The mask {path.name} cannot be read: {damage.reason}; repair it.") from damage
+                fresh.append((key, digest))
+            found.append(digest.hex())
+        self.remember(CONTENT_KIND, fresh, progress)
+        return found
+
+    def remember(self, kind: str, entries: Sequence[tuple[bytes, bytes]], progress: Progress) -> None:
+        """Writes (key, value) pairs; where the index cannot be used, nothing is kept."""
+        self._asked(lambda index: index.put_many(kind, entries), progress)
+
+    def known(self, kind: str, keys: Sequence[bytes], progress: Progress) -> Sequence[bytes | None]:
+        """Returns what is remembered under each key, None for what is not."""
         return self._asked(lambda index: index.get_many(kind, keys), progress) or [None] * len(keys)
 
     def _remember(self, entries: Sequence[tuple[bytes, bytes]], progress: Progress) -> None:
@@ -132,3 +165,10 @@ def own_index(cache_dir: Path, progress: Progress) -> Iterator[Index | None]:
         return
     with index:
         yield index
+
+
+def index_of(
+    cache_dir: Path, index: Index | None, progress: Progress
+) -> contextlib.AbstractContextManager[Index | None]:
+    """The index that was given, which stays open, or one of its own in the cache folder."""
+    return own_index(cache_dir, progress) if index is None else contextlib.nullcontext(index)

@@ -15,9 +15,10 @@ from ..core.params import Choice, Params, param, same_as
 from ..dataset.table import Dataset
 from ..dataset.tiers import BucketParams
 from ..families._base import Base
-from ..families._spec import get_family
+from ..families._spec import TextOptions, get_family
 from ..networks._targeting import parse_targeting
 from .augment import AugmentParams
+from .caption_params import CaptionParams, check_whole, steps_of
 from .stages import TrainStage, stage_steps
 from .starting import StartLora
 
@@ -187,10 +188,49 @@ class TrainParams(Params):
         "used. For SDXL on cards with little memory; needs a device with float8.",
         advanced=True,
     )
+    clip_skip_2: int = param(
+        0,
+        doc="Layer of a second text encoder (SDXL has one), counted as clip_skip; 0 takes clip_skip.",
+        minimum=0,
+        maximum=32,
+        step=1,
+        advanced=True,
+    )
+    text_encoder_stop: float = param(
+        0.0,
+        doc="Step after which the text encoder stays as it is, which makes the rest faster; below 1 it is a share of "
+        "the run's steps. 0 trains it to the end.",
+        unit="steps",
+        minimum=0.0,
+        maximum=10_000_000.0,
+        step=0.05,
+        advanced=True,
+    )
+    unmasked_weight: float = param(
+        0.0,
+        doc="What the black of masks counts in the loss, 0 to 1. White counts 1, pictures without a mask count 1 "
+        "everywhere.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.05,
+        advanced=True,
+    )
+    normalize_masks: bool = param(
+        False,
+        doc="Divide each picture's loss by the mean of its mask, so that small subjects count as much as large ones.",
+        advanced=True,
+    )
+    prior_preservation: bool = param(
+        False,
+        doc="Regularisation pictures keep what the base model itself answers to them, instead of being learned: one "
+        "more forward pass for the batches they are in. Off: they are learned like others, as kohya's scripts do.",
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         """Checks the rules that join several fields."""
         super().__post_init__()
+        check_whole("text_encoder_stop", self.text_encoder_stop)
         if not (self.train_unet or self.train_text_encoder):
             raise InputError("train_unet and train_text_encoder are both off: switch at least one of them on.")
         if self.bucket_min_px > self.bucket_max_px:
@@ -245,6 +285,7 @@ class Job:
         start: the LoRA file whose values the adapter begins with, None for fresh ones.
         stages: what comes one after the other; empty for a run that is the same from its first step to its last.
         augment: variants, caches, sizes and small batches.
+        captions: how captions are read.
     """
 
     base: Base
@@ -258,6 +299,7 @@ class Job:
     start: StartLora | None = None
     stages: tuple[TrainStage, ...] = ()
     augment: AugmentParams = AugmentParams()
+    captions: CaptionParams = CaptionParams()
 
     def config(self) -> dict[str, Any]:
         """Returns all settings as plain JSON values."""
@@ -271,6 +313,7 @@ class Job:
             **({} if self.start is None else {"start": self.start.sha256}),
             **({"stages": self._stages_config()} if self.stages else {}),
             **({"augment": self.augment.to_json()} if differences(self.augment) else {}),
+            **({"captions": self.captions.to_json()} if differences(self.captions) else {}),
         }
 
     def stage_jobs(self) -> list["Job"]:
@@ -319,9 +362,26 @@ class Job:
                 del settings[name]
         if "augment" in config:
             config["augment"] = _keyed(self.augment, "augment")
+        if "captions" in config:
+            config["captions"] = _keyed(self.captions, "captions")
         config["blocks"] = parse_targeting(self.blocks, get_family(self.base.family).blocks).canonical()
         said = {"config": config, "base": base_hash, "data": data_hash, "numerics": NUMERICS_VERSION}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
+
+    def text_options(self) -> TextOptions:
+        """Returns how captions are read."""
+        return TextOptions(
+            clip_skip=self.params.clip_skip,
+            clip_skip_2=self.params.clip_skip_2,
+            max_tokens=self.captions.max_tokens,
+            long_captions=self.captions.long_captions,
+            weighted=self.captions.weighted_captions,
+        )
+
+    def text_encoder_stop_step(self) -> int | None:
+        """Returns after how many steps the text encoder stays as it is; None for never."""
+        stop = self.params.text_encoder_stop
+        return None if stop == 0.0 else steps_of(stop, self.params.steps)
 
     def run_name(self) -> str:
         """Returns the run's name, made from what differs from the defaults when none was given."""
@@ -399,7 +459,8 @@ def composed_name(job: Job) -> str:
     words = [Path(job.dataset.root).name or "run"]
     if job.network.name != "lora":
         words.append(job.network.name)
-    for params in (job.network.params, job.params, job.optimizer.params, job.objective.params, job.augment):
+    choices = (job.network.params, job.params, job.optimizer.params, job.objective.params)
+    for params in (*choices, job.augment, job.captions):
         words.extend(_word(name, value) for name, value in differences(params).items() if name not in SILENT_IN_NAME)
     words.extend(_blocks_words(job.blocks))
     if job.stages:

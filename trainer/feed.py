@@ -17,6 +17,7 @@ from ..families._spec import Conditioning
 from .conditioning import conditioning_of
 from .encoder import Pair
 from .latents import Entry, LatentCache
+from .masks import LatentMasks
 from .texts import Texts
 
 
@@ -38,6 +39,7 @@ class Feed:
         takes_sizes: bool = False,
         forms: CaptionForms | None = None,
         small_batches: str = KEEP,
+        masks: LatentMasks | None = None,
     ) -> None:
         """Binds the pictures to a run.
 
@@ -54,7 +56,9 @@ class Feed:
             takes_sizes: whether the network is told of the pictures' sizes.
             forms: makes captions; None makes a new form every time.
             small_batches: what becomes of a bucket's last batch.
+            masks: of the pictures; None for none.
         """
+        self.masks = masks
         self.dataset, self.buckets, self.batch_size, self.seed = dataset, buckets, batch_size, seed
         self.cache, self.texts, self.latent_scale, self.device = latents, texts, latent_scale, device
         self.takes_sizes, self.small_batches = takes_sizes, small_batches
@@ -118,13 +122,13 @@ class Feed:
 
     def text(self, index: int, *, seed: int, step: int, micro: int) -> Any:
         """Returns the text states of the batch; shuffling and dropout follow the batch's own seeds."""
-        return self.texts.states(self.captions(index))
+        return self.texts.states(self.captions(index, step=step))
 
-    def captions(self, index: int) -> list[str]:
-        """Returns the captions of the batch as they are trained."""
+    def captions(self, index: int, *, step: int = 0) -> list[str]:
+        """Returns the captions of the batch as they are trained; ``step`` counts where the tags shown grow."""
         batch = self.batch(index)
         return [
-            self.forms.text(picture, caption_seed, run_seed=self.seed, showing=showing)
+            self.forms.text(picture, caption_seed, run_seed=self.seed, showing=showing, step=step)
             for picture, caption_seed, showing in zip(batch.images, batch.caption_seeds, batch.showings, strict=True)
         ]
 
@@ -136,8 +140,13 @@ class Feed:
         return weights.to(self.device, non_blocking=True)
 
     def mask(self, index: int) -> torch.Tensor | None:
-        """Returns None: every element of a picture counts the same."""
-        return None
+        """Returns the weight of every element's loss [b, 1, h, w], or None where the batch has no masks."""
+        return None if self.masks is None else self.masks.batch(self.batch(index).images, self.views(index))
+
+    def regularisation(self, index: int) -> list[int]:
+        """Returns which pictures of the batch are for regularisation, by their places in it."""
+        images = self.batch(index).images
+        return [place for place, number in enumerate(images) if self.dataset.subset_of(number).is_reg]
 
     def conditioning(self, index: int) -> Conditioning | None:
         """Returns the sizes and crops of the batch's pictures, or None where the family takes none."""

@@ -12,7 +12,7 @@ from ..core import seeds
 from ..core.errors import TrainingError
 from ..core.progress import Progress
 from .average import MovingAverage
-from .objectives._spec import Objective
+from .objectives._spec import Objective, Question
 from .optimizers._effective import found_step_size
 from .precision import Precision, clip_gradients, masked_step
 from .weights import AdapterWeights
@@ -76,6 +76,8 @@ class Learner:
         average: a moving average of the adapter, or None.
         before_step: called with every step (from 0) before it begins, such as for an optimizer that begins anew.
         after_update: called after every update, such as for a limit on the weights' size.
+        preserve: (question, text states, conditioning, index, seed, step, micro) -> the question with other targets for
+            some pictures, or None.
     """
 
     predict: Callable[[torch.Tensor, torch.Tensor, Any, Any], torch.Tensor]
@@ -91,6 +93,7 @@ class Learner:
     average: MovingAverage | None = None
     before_step: Callable[[int], None] | None = None
     after_update: Callable[[], None] | None = None
+    preserve: Callable[..., Question] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,9 +318,10 @@ def train(learner: Learner, route: Route, recorder: Recorder, progress: Progress
             )
             with precision.autocast():
                 text = learner.batches.text(index, seed=route.seed, step=step, micro=micro)
-                prediction = learner.predict(
-                    question.noisy_latents, question.timesteps, text, learner.batches.conditioning(index)
-                )
+                told = learner.batches.conditioning(index)
+                if learner.preserve is not None:
+                    question = learner.preserve(question, text, told, index, seed=route.seed, step=step, micro=micro)
+                prediction = learner.predict(question.noisy_latents, question.timesteps, text, told)
             losses = learner.objective.loss(
                 prediction,
                 question,

@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..dataset.columns import new_digest
@@ -17,12 +18,21 @@ from .stage_text import stages_json
 VERSIONS_OF = ("torch", "diffusers", "transformers", "safetensors", "numpy", "Pillow")
 
 
-def data_hash(dataset: Dataset, contents: Sequence[str]) -> str:
-    """Returns a hash of everything of the data set that decides the numbers; not of where it lies."""
+def data_hash(dataset: Dataset, contents: Sequence[str], masks: Sequence[str] = ()) -> str:
+    """Returns a hash of everything of the data set that decides the numbers; not of where it lies.
+
+    Args:
+        dataset: the pictures.
+        contents: hash of every picture's file.
+        masks: hash of what every mask holds, "" for none; empty for a data set without masks.
+    """
     parts = [repr(options_of(subset)) for subset in dataset.subsets]
     for number, content in enumerate(contents):
         subset = int(dataset.subset_index[number])
         parts.extend((content, str(subset), dataset.caption(number)))
+    if any(masks):
+        parts.extend(("masks", *masks))
+        dataset = replace(dataset, masks=None)
     if any(column is not None for column in (dataset.crops, dataset.focus, dataset.weights, dataset.masks)):
         digest = new_digest()
         dataset.update_extras_digest(digest)
@@ -44,6 +54,7 @@ def make_manifest(
             "optimizer": origins(job.optimizer.params),
             "objective": origins(job.objective.params),
             **({"augment": origins(job.augment)} if "augment" in job.config() else {}),
+            **({"captions": origins(job.captions)} if "captions" in job.config() else {}),
         },
         "base": {
             "name": job.base.name,

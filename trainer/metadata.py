@@ -142,7 +142,7 @@ def _run_values(plan: Plan) -> dict[str, Any]:
         "ss_mixed_precision": "no" if params.precision == "fp32" else params.precision,
         "ss_full_fp16": False,
         "ss_clip_skip": params.clip_skip,
-        "ss_max_token_length": 75,
+        "ss_max_token_length": job.captions.max_tokens,
         "ss_cache_latents": True,
         "ss_seed": params.seed,
         "ss_lowram": False,

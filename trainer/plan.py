@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.tensors import read_header
 from ..dataset.table import Dataset
 from ..families._spec import Family, Target, get_family
 from ..networks._attach import AdapterSet, ModuleSettings
@@ -14,6 +13,7 @@ from ..networks._blocks import TEXT_ENCODER
 from ..networks._spec import Network, get_network
 from ..networks._targeting import Targeting, parse_targeting
 from .config import Job, differences, normal_blocks
+from .loss_checks import check_encoders, check_loss, loss_lines, weight_notes
 from .objectives._spec import Objective, find_objective
 from .optimizers._adaptive_params import AdaptiveParams
 from .optimizers._check import check_optimizer
@@ -69,7 +69,10 @@ class Checked:
 
     def share(self, step: int, group: str) -> float:
         """Returns the part of a group's base learning rate that is used in a step (from 0)."""
-        return stage_at(self.stages, step).share(step, group.partition(" ")[0], self.schedule.factor)
+        part, stop = group.partition(" ")[0], self.job.text_encoder_stop_step()
+        if stop is not None and step >= stop and part == "text_encoder":
+            return 0.0
+        return stage_at(self.stages, step).share(step, part, self.schedule.factor)
 
 
 def check_job(job: Job) -> Checked:
@@ -114,7 +117,7 @@ def check_job(job: Job) -> Checked:
             f"ema_decay is {job.params.ema_decay:g}, but the optimizer {optimizer.name} averages the weights itself: "
             "set ema_decay to 0."
         )
-    _check_clip_skip(job, family)
+    check_encoders(job, family)
     stages = check_stages(job, optimizer=optimizer, optimizer_params=optimizer_params, trained=trained)
     checked = Checked(
         job=job,
@@ -133,7 +136,9 @@ def check_job(job: Job) -> Checked:
     )
     warnings += stage_warnings(stages, train_text_encoder=train_text_encoder)
     captions = [warning for dataset in checked.datasets for warning in _caption_warnings(dataset)]
-    return replace(checked, warnings=(*warnings, *captions))
+    check_loss(job, checked.datasets, train_unet=train_unet, train_text_encoder=train_text_encoder)
+    weights = [note for dataset in checked.datasets for note in weight_notes(job, dataset)]
+    return replace(checked, warnings=(*warnings, *captions, *weights))
 
 
 def _stage_warnings(job: Job) -> list[str]:
@@ -177,16 +182,6 @@ def _trained_parts(job: Job, network: Network, targeting: Targeting) -> tuple[tu
             "or choose other blocks."
         )
     return blocks, any(block != TEXT_ENCODER for block in blocks), TEXT_ENCODER in blocks
-
-
-def _check_clip_skip(job: Job, family: Family) -> None:
-    sizes = family.sizes(read_header(job.base.path))
-    num_layers = int(sizes["text_encoder"]["num_hidden_layers"])
-    if job.params.clip_skip > num_layers:
-        raise InputError(
-            f"clip_skip is {job.params.clip_skip}, but the text encoder of {job.base.name} has {num_layers} layers: "
-            f"allowed is 1 to {num_layers}."
-        )
 
 
 def saves_at(
@@ -296,12 +291,17 @@ class Plan:
                 f"Trained: {self._parts_text()}; blocks {normal_blocks(job.blocks) or 'ALL'}.",
                 f"Optimizer: {job.optimizer.name}, {self._rates_text()}, schedule {checked.schedule.name}, "
                 f"warm-up {checked.optimizer_params.warmup_steps} steps; objective {checked.objective.name}.",
-                f"Numbers: {params.precision}, clip skip {params.clip_skip}, seed {params.seed}; LoRA file "
+                f"Numbers: {params.precision}, clip skip {self._clip_skip_text()}, seed {params.seed}; LoRA file "
                 f"{self.file_bytes / 2**20:.2f} MiB in {params.save_dtype}, {self.num_kept} kept, the run takes at "
                 f"most {self.run_bytes / 2**20:.1f} MiB on disk.",
+                *loss_lines(job, checked.datasets),
                 *(f"Note: {warning}" for warning in checked.warnings),
             ]
         )
+
+    def _clip_skip_text(self) -> str:
+        params = self.checked.job.params
+        return f"{params.clip_skip} and {params.clip_skip_2}" if params.clip_skip_2 else f"{params.clip_skip}"
 
     def _base_text(self) -> str:
         base, extras = self.checked.job.base, [self.checked.family.title]

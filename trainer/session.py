@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from ..core.progress import Progress
 from ..dataset.caption_forms import CaptionForms
 from ..families._base import text_hash, vae_hash
 from ..families._checkpointing import recompute_activations
-from ..families._spec import Components, Family, TextOptions
+from ..families._spec import Components, Family
 from ..families._targets import every_target
+from ..families._tokenizer import token_counts
 from ..networks._attach import AdapterSet
 from .average import MovingAverage
 from .base_model import load_frozen
@@ -32,10 +33,13 @@ from .feed import Feed
 from .kohya_latents import KohyaLatents
 from .latents import LatentCache
 from .loop import Learner, Route, Standing, train
+from .loss_checks import length_notes
+from .masks import LatentMasks
 from .metadata import fixed_metadata
 from .optimizers._spec import OptimizerParams, ParamGroup
 from .plan import Checked, Plan, make_plan, saves_at
 from .precision import TORCH_DTYPES, OutOfMemory, Precision
+from .prior import PriorPreservation
 from .recorder import RunRecorder, standing_of
 from .run import RunFolder, RunRef, open_run
 from .staged import Stage, StagedFeed, StageProgress, joined, stage_at
@@ -129,6 +133,7 @@ def train_held(
     *,
     base_sha256: str,
     contents: Sequence[Sequence[str]],
+    masks: Sequence[LatentMasks | None],
     start: Start | None,
     given: Sequence[KohyaLatents],
 ) -> RunResult:
@@ -142,6 +147,7 @@ def train_held(
         progress: shows, and cancels.
         base_sha256: of the base model's file.
         contents: content hash of every picture of every stage.
+        masks: of the pictures of every stage, read; None for a stage without any.
         start: the parent's state, for a run that continues another.
         given: latents of kohya's scripts that lie beside the pictures, of every stage.
     """
@@ -171,6 +177,9 @@ def train_held(
         del chosen
 
         # the plan, and room for it
+        count = partial(token_counts, loaded.components.tokenizers[0])
+        notes = length_notes(job, checked.datasets, count)
+        checked = replace(checked, warnings=(*checked.warnings, *notes))
         plan = make_plan(checked, loaded.adapter, targets)
         progress.status(plan.text())
         log.info("%s", plan.text())
@@ -197,7 +206,7 @@ def train_held(
         average = None
         if job.params.ema_decay > 0.0:
             average = MovingAverage(loaded.adapter, decay=job.params.ema_decay)
-        before_step = _new_beginnings(stages, optimizer, weights)
+        hooks = [_new_beginnings(stages, optimizer, weights), _text_encoder_stop(job, loaded.adapter)]
         accepted_stems = family.accepted_stems(loaded.components)
         forms = [_forms(checked, stage) for stage in stages]
         text_identity = f"{family.name} {text_hash(job.base, base_sha256, progress)} {job.params.precision}"
@@ -205,8 +214,8 @@ def train_held(
         feed = joined(
             stages,
             [
-                _feed(stage, cache, texts, captions, family, device)
-                for stage, cache, captions in zip(stages, caches, forms, strict=True)
+                _feed(stage, cache, texts, captions, family, device, masks=mask)
+                for stage, cache, captions, mask in zip(stages, caches, forms, masks, strict=True)
             ],
             accumulation_steps=job.params.gradient_accumulation_steps,
             accumulation_images=job.params.accumulation_images,
@@ -231,10 +240,17 @@ def train_held(
         step = begun.step
 
         # the loop
+        def predict(noisy: torch.Tensor, timesteps: torch.Tensor, text: Any, conditioning: Any) -> torch.Tensor:
+            return family.predict(loaded.components.unet, noisy, timesteps, text, conditioning=conditioning)
+
+        preserve = None
+        if job.params.prior_preservation:
+            base_text = feed.text if checked.train_text_encoder else None
+            preserve = PriorPreservation(
+                adapter=loaded.adapter, predict=predict, rows=feed.regularisation, base_text=base_text
+            )
         learner = Learner(
-            predict=lambda noisy, timesteps, text, conditioning: family.predict(
-                loaded.components.unet, noisy, timesteps, text, conditioning=conditioning
-            ),
+            predict=predict,
             batches=feed,
             objective=checked.objective,
             objective_params=job.objective.params,
@@ -245,8 +261,9 @@ def train_held(
             precision=precision,
             device=device,
             average=average,
-            before_step=before_step,
+            before_step=_one_after_the_other(hooks),
             after_update=loaded.adapter.limit_norms if loaded.adapter.limits_norms else None,
+            preserve=preserve,
         )
         run.write_status("running", step=step, total_steps=total_steps, seconds=begun.seconds)
         shown = progress if len(stages) == 1 else StageProgress(progress, stages)
@@ -299,8 +316,44 @@ def _latent_cache(
     )
 
 
+def _text_encoder_stop(job: Job, adapter: AdapterSet) -> Callable[[int], None] | None:
+    """Returns what freezes the text encoder's adapter at its last step; None if it is trained to the end.
+
+    What needs no gradient gets none, so its backward pass is left out and the optimizer leaves it alone.
+    """
+    stop = job.text_encoder_stop_step()
+    if stop is None:
+        return None
+    trained = [parameter for parameter in adapter.parameters_by_part()["text_encoder"] if parameter.requires_grad]
+
+    def before_step(step: int) -> None:
+        while step >= stop and trained:
+            trained.pop().requires_grad_(False)
+
+    return before_step
+
+
+def _one_after_the_other(hooks: Sequence[Callable[[int], None] | None]) -> Callable[[int], None] | None:
+    there = [hook for hook in hooks if hook is not None]
+    if not there:
+        return None
+
+    def before_step(step: int) -> None:
+        for hook in there:
+            hook(step)
+
+    return before_step
+
+
 def _feed(
-    stage: Stage, latents: LatentCache, texts: Texts, forms: CaptionForms, family: Family, device: torch.device
+    stage: Stage,
+    latents: LatentCache,
+    texts: Texts,
+    forms: CaptionForms,
+    family: Family,
+    device: torch.device,
+    *,
+    masks: LatentMasks | None,
 ) -> Feed:
     return Feed(
         dataset=stage.pictures,
@@ -315,6 +368,7 @@ def _feed(
         prior_loss_weight=stage.job.params.prior_loss_weight,
         device=device,
         takes_sizes=family.takes_sizes,
+        masks=masks,
     )
 
 
@@ -441,7 +495,8 @@ def _forms(checked: Checked, stage: Stage) -> CaptionForms:
     """The captions of a stage; no fixed forms where a trained encoder reads every caption anew."""
     augment = checked.job.augment
     forms = 0 if checked.train_text_encoder else augment.caption_variants
-    return CaptionForms(stage.pictures, forms=forms, wildcards=augment.wildcards)
+    warmup = checked.job.captions.warmup(checked.job.params.steps)
+    return CaptionForms(stage.pictures, forms=forms, wildcards=augment.wildcards, warmup=warmup)
 
 
 def _texts(
@@ -454,7 +509,7 @@ def _texts(
     progress: Progress,
 ) -> Texts:
     """Live encoding where the encoder is trained or captions vary; else kept states, the encoder freed if all fit."""
-    family, options = checked.family, TextOptions(clip_skip=checked.job.params.clip_skip)
+    family, options = checked.family, checked.job.text_options()
     if checked.train_text_encoder or any(each.vary and each.forms == 0 for each in forms):
         return LiveTexts(family, loaded.components, options=options, with_gradients=checked.train_text_encoder)
     encoder = Components(text_encoders=loaded.components.text_encoders, tokenizers=loaded.components.tokenizers)

@@ -240,6 +240,11 @@ class StagedFeed:
         feed, own = self._of(index)
         return feed.mask(own)
 
+    def regularisation(self, index: int) -> list[int]:
+        """Returns which pictures of the batch are for regularisation."""
+        feed, own = self._of(index)
+        return feed.regularisation(own)
+
     def conditioning(self, index: int) -> Any:
         """Returns what is told of the batch beside the text."""
         feed, own = self._of(index)

@@ -19,11 +19,13 @@ from ..families._base import Base, identity_hash
 from ..families._spec import get_family
 from ..networks._spec import networks
 from .augment import AugmentParams
-from .caches import ContentIndex, own_index
+from .caches import ContentIndex, index_of
+from .caption_params import CaptionParams, steps_of
 from .checkpoints import Checkpoint, list_checkpoints, load_state
 from .config import Job, TrainParams, hash_of
 from .kohya_latents import KohyaLatents, find_files
 from .manifest import data_hash, make_manifest
+from .masks import LatentMasks, MaskRules, mask_contents
 from .objectives._spec import objectives
 from .optimizers._spec import OptimizerParams, optimizers
 from .plan import Checked, check_job
@@ -134,7 +136,7 @@ def continue_run(
     device = torch.device(device)
     with _own_torch_state(device):
         progress = progress or SilentProgress()
-        with _index_of(places, progress) as own:
+        with index_of(places.cache_dir, places.index, progress) as own:
             base_id = identity_hash(base, ContentIndex(own).base_hash(base, progress), progress)
         told = parent.manifest["base"]
         if base_id != told.get("identity", told["sha256"]):
@@ -150,11 +152,6 @@ def continue_run(
             optimizer_params=_parent_optimizer(parent, job),
         )
         return _train_lora(job, places, device, progress, prompt, around, start=start)
-
-
-def _index_of(places: Places, progress: Progress) -> contextlib.AbstractContextManager[Index | None]:
-    """The index that was given, which stays open, or one of its own."""
-    return own_index(places.cache_dir, progress) if places.index is None else contextlib.nullcontext(places.index)
 
 
 @contextlib.contextmanager
@@ -190,13 +187,15 @@ def _train_lora(
     check_writable(places.loras_dir, "loras")
     check_writable(places.cache_dir, "cache")
     progress.status("reading the base model and the pictures")
-    with _index_of(places, progress) as opened:
+    with index_of(places.cache_dir, places.index, progress) as opened:
         index = ContentIndex(opened)
         base_sha256 = index.base_hash(job.base, progress)
         job, contents = _decodable(checked, index, progress)
-    if job is not checked.job:
-        checked = check_job(job)
-    hashes = [data_hash(stage.job.dataset, found) for stage, found in zip(checked.stages, contents, strict=True)]
+        if job is not checked.job:
+            checked = check_job(job)
+        datasets = [stage.job.dataset for stage in checked.stages]
+        mask_hashes = [mask_contents(*pair, index, progress) for pair in zip(datasets, contents, strict=True)]
+    hashes = [data_hash(*one) for one in zip(datasets, contents, mask_hashes, strict=True)]
     content_hash = hashes[0] if not job.stages else hash_of(hashes)
     contents = [
         found * (len(stage.pictures) // len(found)) for stage, found in zip(checked.stages, contents, strict=True)
@@ -209,6 +208,8 @@ def _train_lora(
     folder, finished = _find(job, places, key)
     if finished is not None:
         return _finished_result(job, finished, places)
+    masks, notes = _read_masks(checked, mask_hashes, places, device, progress)
+    checked = replace(checked, warnings=(*checked.warnings, *notes))
     if folder is None:
         manifest = make_manifest(
             checked, base_sha256=base_sha256, base_id=base_id, content_hash=content_hash, prompt=prompt
@@ -219,7 +220,7 @@ def _train_lora(
         checked = replace(checked, job=job.with_params(run_name=str(run.manifest["run_name"])))
         return train_held(
             checked, run, places, device, progress,
-            base_sha256=base_sha256, contents=contents, start=start, given=given,
+            base_sha256=base_sha256, contents=contents, masks=masks, start=start, given=given,
         )  # fmt: skip
 
 
@@ -247,6 +248,29 @@ def _decodable(checked: Checked, index: ContentIndex, progress: Progress) -> tup
     job = checked.job
     stages = tuple(replace(stage, dataset=left.get(id(stage.dataset))) for stage in job.stages)
     return replace(job, dataset=left.get(id(job.dataset), job.dataset), stages=stages), hashes
+
+
+def _read_masks(
+    checked: Checked, contents: Sequence[Sequence[str]], places: Places, device: torch.device, progress: Progress
+) -> tuple[list[LatentMasks | None], list[str]]:
+    """Reads the masks of every stage; returns them, and what is to be said of them.
+
+    Raises:
+        InputError: a mask cannot be used, or nothing would be learned under them.
+    """
+    params = checked.job.params
+    rules = MaskRules(unmasked_weight=params.unmasked_weight, normalize=params.normalize_masks)
+    found: list[LatentMasks | None] = []
+    notes: list[str] = []
+    with index_of(places.cache_dir, places.index, progress) as opened:
+        for stage, hashes in zip(checked.stages, contents, strict=True):
+            masks = None
+            if any(hashes):
+                seen = hashes * (len(stage.pictures) // len(hashes))
+                masks = LatentMasks(stage.pictures, buckets=stage.buckets, contents=seen, rules=rules, device=device)
+                notes += [note for note in masks.fill(ContentIndex(opened), progress) if note not in notes]
+            found.append(masks)
+    return found, notes
 
 
 def _find(job: Job, places: Places, key: str) -> tuple[Path | None, RunInfo | None]:
@@ -306,8 +330,14 @@ def _child_job(
 ) -> Job:
     config = parent.manifest["config"]
     steps = checkpoint.step + extra_steps
+    parent_steps = int(config["train"]["steps"])
     params = TrainParams.from_json(
-        {**config["train"], "steps": steps, "run_name": run_name or f"{parent.name}-to{steps}", "mode": mode}
+        {
+            **_in_steps(config["train"], "text_encoder_stop", parent_steps),
+            "steps": steps,
+            "run_name": run_name or f"{parent.name}-to{steps}",
+            "mode": mode,
+        }
     )
     return Job(
         base=base,
@@ -316,11 +346,18 @@ def _child_job(
         network=choice_from_json(config["network"], networks()),
         optimizer=optimizer or choice_from_json(config["optimizer"], optimizers()),
         objective=choice_from_json(config["objective"], objectives()),
+        captions=CaptionParams.from_json(_in_steps(config.get("captions", {}), "token_warmup", parent_steps)),
         blocks=str(config["blocks"]),
         augment=AugmentParams.from_json(config.get("augment", {})),
         parent=f"{parent.key}:{checkpoint.step}",
         start=_start_of_child(parent, checkpoint) if "start" in config else None,
     )
+
+
+def _in_steps(settings: Mapping[str, Any], name: str, total_steps: int) -> dict[str, Any]:
+    """Settings in which a share of the parent's steps is said in steps, so that it means the same in the child."""
+    value = float(settings.get(name, 0.0))
+    return {**settings, name: float(steps_of(value, total_steps))} if value > 0.0 else dict(settings)
 
 
 def _start_of_child(parent: RunInfo, checkpoint: Checkpoint) -> StartLora:
