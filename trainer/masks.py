@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import FormatError, InputError
 from ..core.progress import Progress
+from ..core.transfer import to_device
 from ..dataset.buckets import BucketAssignment
 from ..dataset.headers import FILES_AT_ONCE
 from ..dataset.images import BadPicture
@@ -176,7 +177,7 @@ class LatentMasks:
             return None
         arrays = [self._seen(number, view) for number, view in zip(images, views, strict=True)]
         masks = torch.from_numpy(np.stack(arrays)).unsqueeze(1)
-        return self.rules.weights(masks.to(self.device, non_blocking=True))
+        return self.rules.weights(to_device(masks, self.device))
 
     def _seen(self, number: int, view: View) -> NDArray[np.uint8]:
         """The mask under a view; white where there is none."""

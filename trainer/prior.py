@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..core.transfer import to_device
 from ..families._spec import Conditioning, TextState
 from ..networks._attach import AdapterSet
 from .objectives._spec import Question
@@ -53,7 +54,7 @@ class PriorPreservation:
         rows = self.rows(index)
         if not rows:
             return question
-        place = torch.tensor(rows).to(question.target.device, non_blocking=True)
+        place = to_device(torch.tensor(rows), question.target.device)
         with torch.no_grad(), without(self.adapter):
             if self.base_text is not None:
                 text = self.base_text(index, seed=seed, step=step, micro=micro)
