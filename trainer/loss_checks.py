@@ -66,6 +66,11 @@ def check_loss(job: Job, datasets: Sequence[Dataset], *, train_unet: bool, train
             f"token_warmup is {warmup.steps} steps and the run has {steps}: the last tags would never be shown; give a "
             "warm-up shorter than the run, or a share of it below 1."
         )
+    if warmup is not None and job.augment.caption_variants > 0 and not train_text_encoder:
+        raise InputError(
+            f"token_warmup is {warmup.steps} steps and caption_variants is {job.augment.caption_variants}: fixed forms "
+            "of captions cannot grow; set one of the two to 0."
+        )
     if params.prior_preservation and not any(bool(dataset.is_reg.any()) for dataset in datasets):
         raise InputError(
             "prior_preservation is on, but the data set holds no regularisation picture: open one with reg_folder, or "

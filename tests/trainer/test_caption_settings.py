@@ -23,7 +23,7 @@ from lora_atelier.trainer.train import RunResult, continue_run, train_lora
 
 MakeJob = Callable[..., Job]
 Places = dict[str, Path]
-SMALL: dict[str, Any] = {"steps": 2, "blocks": "MID", "train_text_encoder": False}
+SMALL: dict[str, Any] = {"steps": 4, "blocks": "MID", "train_text_encoder": False}
 
 
 def with_captions(job: Job, **settings: Any) -> Job:
