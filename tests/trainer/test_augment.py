@@ -236,6 +236,9 @@ def test_reading_ahead_gives_the_same(tmp_path: Path, pictures: Path) -> None:
         one, other = (feed.latents(index, seed=1, step=index, micro=0) for feed in (plain, ahead))
         assert torch.equal(one, other)
         assert plain.entries(index) == ahead.entries(index)
+    assert not ahead.cache.is_held
+    for entry in ahead.cache.entries():
+        ahead.cache.get(entry.picture, entry.variant, flipped=entry.flipped)
     assert ahead.cache.is_held
     ahead.free()
     assert not ahead.cache.is_held
@@ -257,13 +260,14 @@ def test_latents_of_kohyas_scripts_decide_the_run(
         places["cache_dir"], dataset, buckets=stage.buckets, contents=contents, vae_identity=identity, flips=[False] * 5
     )
     assert cache.missing() == []
-    np.savez(own / "2_ring" / "01.npz", latents=cache.get(1, flipped=False)[0].numpy())
+    for picture in (0, 1, 3, 4):
+        np.savez(own / "2_ring" / f"{picture:02d}.npz", latents=cache.get(picture, flipped=False)[0].numpy())
     np.savez(own / "2_ring" / "02.npz", latents=np.zeros((4, 2, 2)))
     job = augmented(plain, kohya_latents=True)
     progress = RecordingProgress()
     second = train_lora(job, progress=progress, **places)
     (line,) = [line for line in progress.lines if line.startswith("Latents of kohya's scripts")]
-    assert line.startswith("Latents of kohya's scripts: 1 taken; 1 not used: it has no latents of the size")
+    assert line.startswith("Latents of kohya's scripts: 4 taken; 1 not used: it has no latents of the size")
     assert second.losses != first.losses
     assert train_lora(job, **places).steps_done == 0
     (own / "2_ring" / "01.npz").unlink()
