@@ -7,7 +7,7 @@ from pathlib import Path
 from ..core.discovery import discover
 from ..core.errors import FormatError, InputError, StorageError, unknown_name
 from . import taggers
-from .described import DESCRIPTION_FILE, read_description
+from .described import DESCRIPTION_FILE, read_description, with_stages
 from .tables import in_folder
 from .taggers._spec import TaggerSpec
 
@@ -69,7 +69,8 @@ def find_files(path: Path, shape: tuple[int | None, ...], graph: Path, *, adapte
     if adapter != AUTO:
         if adapter not in known:
             raise unknown_name("tagger adapter", adapter, [AUTO, *known])
-        return TaggerFiles(graph=graph, table=_table_of(graph, known[adapter]), spec=known[adapter])
+        table = _table_of(graph, known[adapter])
+        return TaggerFiles(graph=graph, table=table, spec=with_stages(known[adapter], graph.parent))
     description = graph.with_suffix(".json")
     for candidate in (graph.parent / DESCRIPTION_FILE, description):
         if candidate.is_file() and (candidate.name == DESCRIPTION_FILE or _describes(candidate)):
@@ -125,7 +126,7 @@ def _chosen(graph: Path, shape: tuple[int | None, ...], known: Mapping[str, Tagg
             f"belongs to the table, or describe it in {DESCRIPTION_FILE}."
         )
     spec, table = fitting[0]
-    return TaggerFiles(graph=graph, table=table, spec=spec)
+    return TaggerFiles(graph=graph, table=table, spec=with_stages(spec, graph.parent))
 
 
 def layouts_of(shape: tuple[int | None, ...]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,3 +139,38 @@ def _is_pad(value: Any) -> bool:
 
 def _is_table_of(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
+
+
+def with_stages(spec: TaggerSpec, folder: Path) -> TaggerSpec:
+    """The adapter with mean and deviation as the model's own list of stages has them, where that lies in the folder.
+
+    The models of one family differ in them. The list is deepghs' form: stages by name of a split (``test`` counts
+    before others), each with its ``type``.
+
+    Raises:
+        FormatError: The file is not JSON, or its numbers are none.
+        StorageError: It cannot be read.
+    """
+    path = folder / spec.stages_file
+    if not spec.stages_file or not path.is_file():
+        return spec
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as cause:
+        raise FormatError(f"{path.name} is not valid JSON: {cause}") from cause
+    except OSError as cause:
+        raise StorageError(f"{path.name} cannot be read ({cause.strerror}); check its permissions.") from cause
+    lists = [data.get("test"), *data.values()] if isinstance(data, dict) else [data]
+    stages = [stage for stages in lists if isinstance(stages, list) for stage in stages if isinstance(stage, dict)]
+    found = next((stage for stage in stages if stage.get("type") == "normalize"), None)
+    if found is None:
+        return spec
+    mean, deviation = (_of_colours(found.get(key), key, path) for key in ("mean", "std"))
+    return replace(spec, mean=mean, deviation=deviation)
+
+
+def _of_colours(value: Any, key: str, path: Path) -> tuple[float, float, float]:
+    is_number = isinstance(value, list) and len(value) == 3 and all(isinstance(part, (int, float)) for part in value)
+    if not is_number or (key == "std" and not all(part > 0 for part in value)):
+        raise FormatError(f"{path.name}: {key} of 'normalize' is {value!r}; it is a list of three numbers")
+    return float(value[0]), float(value[1]), float(value[2])

@@ -43,6 +43,7 @@ class TaggerSpec:
         thresholds: Threshold per category for models by a part of their file or folder name.
         hints: Parts of a folder or file name by which this kind is known among those with the same files.
         beside: Names of other files that lie beside the graph of this kind, and only of this kind.
+        stages_file: JSON beside the graph whose stage ``normalize`` gives mean and deviation, where it lies there.
     """
 
     name: str
@@ -70,6 +71,7 @@ class TaggerSpec:
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     hints: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    stages_file: str = ""
 
     def preparation(self) -> tuple[object, ...]:
         """Everything that decides how a picture reaches the graph."""

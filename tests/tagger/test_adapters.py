@@ -44,6 +44,14 @@ def wd14_e621(folder):
     return write_tagger(folder / "eva02_large_E621_FULL_V1")
 
 
+def animetimm(folder, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)):
+    facts = {
+        **HALF, "mean": mean, "deviation": deviation, "channels": "RGB", "sigmoid": True, "output": "prediction",
+        "before": ("logits",),
+    }  # fmt: skip
+    return write_tagger(folder / "caformer_b36.dbv4-full", embedding=True, **facts)
+
+
 def pixai_v09(folder):
     facts = {**HALF, "channels": "RGB", "sigmoid": True, "output": "prediction", "before": ("logits",)}
     place = write_tagger(folder / "pixai-tagger-v0.9-onnx", embedding=True, **facts)
@@ -136,7 +144,8 @@ def described(folder):
 
 
 LAYOUTS = {
-    "WD14": wd14, "WD14 (timm)": wd14_timm, "WD14 (e621)": wd14_e621, "PixAI v0.9": pixai_v09, "PixAI v1.0": pixai_v10,
+    "WD14": wd14, "WD14 (timm)": wd14_timm, "WD14 (e621)": wd14_e621, "AnimeTIMM": animetimm, "PixAI v0.9": pixai_v09,
+    "PixAI v1.0": pixai_v10,
     "cl_tagger": cl_tagger,
     "cl_tagger, other form": cl_tagger_other_form, "cl_tagger v2": cl_tagger_v2, "Camie": camie, "JoyTag": joytag,
     "Z3D-E621": z3d_e621, "DeepDanbooru": deepdanbooru, "odd": described,
@@ -160,7 +169,7 @@ def test_every_layout_is_known_by_its_files_and_sees_colours(tmp_path, kind):
     assert by_category.get("rating") == (None if kind in WITHOUT_RATINGS else "sensitive")
     if kind not in WITHOUT_CHARACTERS:
         assert by_category["character"] == "hatsune miku (vocaloid)"
-    assert tagger.has_embedding is (kind == "PixAI v0.9")
+    assert tagger.has_embedding is (kind in ("PixAI v0.9", "AnimeTIMM"))
     assert "CPUExecutionProvider" in tagger.describe()
 
 
@@ -184,6 +193,31 @@ def test_a_wrong_fact_is_seen(tmp_path, mistake, monkeypatch):
     expected = [found(right, colour, size) for colour, size in cases]
     monkeypatch.setattr(right, "spec", dataclasses.replace(right.spec, **mistake))
     assert [found(right, colour, size) for colour, size in cases] != expected
+
+
+def test_mean_and_deviation_are_those_of_the_model_s_own_list_of_stages(tmp_path):
+    place = animetimm(tmp_path, mean=(0.1, 0.2, 0.3), deviation=(0.4, 0.5, 0.6))
+    stages = [
+        {"type": "pad_to_size", "size": [512, 512], "background_color": "white"},
+        {"type": "normalize", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+    ]
+    usual = open_tagger(place)
+    write_json(place / "preprocess.json", {"val": [{"type": "normalize", "mean": 3}], "test": stages})
+    tagger = open_tagger(place)
+    assert (tagger.spec.mean, tagger.spec.deviation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert tagger.preparation != usual.preparation
+    for name, colour in (("red", (255, 0, 0)), ("bright", (250, 250, 250)), ("dark", (5, 5, 5))):
+        assert name in found(tagger, colour)
+    for wrong, message in (
+        ("{", "not valid JSON"),
+        ('{"test": [{"type": "normalize", "mean": [1, 2]}]}', r"mean of 'normalize' is \[1, 2\]"),
+        ('{"test": [{"type": "normalize", "mean": [0, 0, 0], "std": [1, 0, 1]}]}', "std of 'normalize'"),
+    ):
+        (place / "preprocess.json").write_text(wrong)
+        with pytest.raises(FormatError, match=message):
+            open_tagger(place)
+    write_json(place / "preprocess.json", {"test": stages[:1]})
+    assert open_tagger(place).spec.mean == (0.485, 0.456, 0.406)
 
 
 def test_category_numbers_mean_what_they_mean_on_the_tagger_s_site(tmp_path):

@@ -153,10 +153,10 @@ def test_killed_ten_times_at_random_and_resumed(tmp_path: Path) -> None:
     prepare(tmp_path, number)
     draw, kills, seen = random.Random(1), 0, [0, 0]
     while kills < 10:
-        limit = num_inferred(tmp_path, seen) + draw.randint(1, max(2, number // 12))
+        limit = num_inferred(tmp_path, seen) + draw.randint(1, max(2, number // 14))
         child = start_child(CHILD, str(tmp_path), "0", str(WORKERS), cwd=tmp_path)
         while child.poll() is None and num_inferred(tmp_path, seen) < limit:
-            time.sleep(draw.uniform(0.02, 0.1))
+            time.sleep(draw.uniform(0.0, 0.03))
         child.kill()
         _, errors = child.communicate()
         assert child.returncode == -signal.SIGKILL, errors or "the run ended before the tenth kill; use more files"
