@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import itertools
 import logging
 import random
 import time
@@ -18,10 +17,9 @@ from ..core.errors import TrainingError
 from ..core.files import ensure_space
 from ..core.index import Index
 from ..core.progress import Progress
-from ..dataset.caption_forms import CaptionForms
 from ..families._base import text_hash, vae_hash
 from ..families._checkpointing import recompute_activations
-from ..families._spec import Components, Family
+from ..families._spec import Components
 from ..families._targets import every_target
 from ..families._tokenizer import token_counts
 from ..networks._attach import AdapterSet
@@ -29,9 +27,8 @@ from .average import MovingAverage
 from .base_model import load_frozen
 from .checkpoints import State, latest_readable, list_checkpoints
 from .config import Job
-from .feed import Feed
+from .feeding import feed_of, forms_of, latent_cache, load_vae, texts_of
 from .kohya_latents import KohyaLatents
-from .latents import LatentCache
 from .loop import Learner, Route, Standing, train
 from .loss_checks import length_notes
 from .masks import LatentMasks
@@ -44,7 +41,6 @@ from .recorder import RunRecorder, standing_of
 from .run import RunFolder, RunRef, open_run
 from .staged import Stage, StagedFeed, StageProgress, joined, stage_at
 from .starting import started
-from .texts import KeptTexts, LiveTexts, Texts
 from .weights import AdapterWeights
 
 log = logging.getLogger("lora_atelier")
@@ -189,14 +185,13 @@ def train_held(
         # latents
         vae_identity = f"{family.name} {vae_hash(job.base, base_sha256, progress)}"
         caches = [
-            _latent_cache(stage, hashes, places, vae_identity, files, progress)
+            latent_cache(stage, hashes, places.cache_dir, vae_identity, files, progress)
             for stage, hashes, files in zip(stages, contents, given, strict=True)
         ]
-        load_vae = lru_cache(partial(_load_vae, job, family, device))
+        vae = lru_cache(partial(load_vae, job, family, device))
         for cache in caches:
-            cache.fill(family, load_vae, progress)
-            cache.hold_on(device)
-        load_vae.cache_clear()  # a damaged file of the cache would load it again
+            cache.fill(family, vae, progress)
+        vae.cache_clear()  # a damaged file of the cache would load it again
 
         # what is trained, on the device
         _move(loaded, device)
@@ -208,13 +203,15 @@ def train_held(
             average = MovingAverage(loaded.adapter, decay=job.params.ema_decay)
         hooks = [_new_beginnings(stages, optimizer, weights), _text_encoder_stop(job, loaded.adapter)]
         accepted_stems = family.accepted_stems(loaded.components)
-        forms = [_forms(checked, stage) for stage in stages]
+        forms = [forms_of(checked, stage) for stage in stages]
         text_identity = f"{family.name} {text_hash(job.base, base_sha256, progress)} {job.params.precision}"
-        texts = _texts(checked, loaded, forms, text_identity, places, device, progress)
+        texts = texts_of(checked, loaded.components, forms, text_identity, places.cache_dir, device, progress)
+        for cache in caches:
+            cache.hold_on(device)
         feed = joined(
             stages,
             [
-                _feed(stage, cache, texts, captions, family, device, masks=mask)
+                feed_of(stage, cache, texts, captions, family, device, masks=mask)
                 for stage, cache, captions, mask in zip(stages, caches, forms, masks, strict=True)
             ],
             accumulation_steps=job.params.gradient_accumulation_steps,
@@ -289,33 +286,6 @@ def _noise_schedule(checked: Checked) -> torch.Tensor:
     ).to(torch.float32)
 
 
-def _load_vae(job: Job, family: Family, device: torch.device) -> Any:
-    path, vae_path = job.base.path, job.base.vae_path
-    return family.load(path, parts=("vae",), dtype=torch.float32, device=device, vae_path=vae_path).vae
-
-
-def _latent_cache(
-    stage: Stage,
-    contents: Sequence[str],
-    places: Places,
-    vae_identity: str,
-    given: KohyaLatents,
-    progress: Progress,
-) -> LatentCache:
-    dataset = stage.pictures
-    return LatentCache(
-        places.cache_dir,
-        dataset,
-        buckets=stage.buckets,
-        contents=contents,
-        vae_identity=vae_identity,
-        flips=[dataset.subset_of(number).flip for number in range(len(dataset))],
-        rules=stage.job.augment.rules(),
-        progress=progress,
-        given=given,
-    )
-
-
 def _text_encoder_stop(job: Job, adapter: AdapterSet) -> Callable[[int], None] | None:
     """Returns what freezes the text encoder's adapter at its last step; None if it is trained to the end.
 
@@ -343,33 +313,6 @@ def _one_after_the_other(hooks: Sequence[Callable[[int], None] | None]) -> Calla
             hook(step)
 
     return before_step
-
-
-def _feed(
-    stage: Stage,
-    latents: LatentCache,
-    texts: Texts,
-    forms: CaptionForms,
-    family: Family,
-    device: torch.device,
-    *,
-    masks: LatentMasks | None,
-) -> Feed:
-    return Feed(
-        dataset=stage.pictures,
-        buckets=stage.buckets,
-        batch_size=stage.job.params.batch_size,
-        seed=stage.seed,
-        latents=latents,
-        texts=texts,
-        forms=forms,
-        small_batches=stage.job.augment.small_batches,
-        latent_scale=family.latent_scale,
-        prior_loss_weight=stage.job.params.prior_loss_weight,
-        device=device,
-        takes_sizes=family.takes_sizes,
-        masks=masks,
-    )
 
 
 def _route(checked: Checked, feed: StagedFeed, begun: Standing) -> Route:
@@ -489,35 +432,6 @@ def _load_optimizer(
         for name in settings.keys() - {"params", "lr"}:
             if name in start and not isinstance(group[name], torch.Tensor) and group[name] == start[name]:
                 group[name] = settings[name]
-
-
-def _forms(checked: Checked, stage: Stage) -> CaptionForms:
-    """The captions of a stage; no fixed forms where a trained encoder reads every caption anew."""
-    augment = checked.job.augment
-    forms = 0 if checked.train_text_encoder else augment.caption_variants
-    warmup = checked.job.captions.warmup(checked.job.params.steps)
-    return CaptionForms(stage.pictures, forms=forms, wildcards=augment.wildcards, warmup=warmup)
-
-
-def _texts(
-    checked: Checked,
-    loaded: _Loaded,
-    forms: Sequence[CaptionForms],
-    text_identity: str,
-    places: Places,
-    device: torch.device,
-    progress: Progress,
-) -> Texts:
-    """Live encoding where the encoder is trained or captions vary; else kept states, the encoder freed if all fit."""
-    family, options = checked.family, checked.job.text_options()
-    if checked.train_text_encoder or any(each.vary and each.forms == 0 for each in forms):
-        return LiveTexts(family, loaded.components, options=options, with_gradients=checked.train_text_encoder)
-    encoder = Components(text_encoders=loaded.components.text_encoders, tokenizers=loaded.components.tokenizers)
-    texts = KeptTexts(family, encoder, options=options, folder=places.cache_dir, identity=text_identity, device=device)
-    if texts.fill(itertools.chain.from_iterable(each.texts() for each in forms), progress):
-        texts.free()
-        loaded.components.text_encoders = ()
-    return texts
 
 
 def _move(loaded: _Loaded, device: torch.device) -> None:
