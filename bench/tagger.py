@@ -135,9 +135,9 @@ def measure(dataset: Dataset, tagger: Tagger, index: Index, *, rows: Sequence[in
 
     tagger.score_batch(inputs[:1])
     infer_s = _cpu_seconds(infer) / len(inputs)
-    busy_s = time.process_time()
+    all_s, busy_s = _machine_busy_s(), time.process_time()
     scored = score_dataset(dataset, tagger, index, rows=rows, workers=workers)
-    busy_s = time.process_time() - busy_s
+    all_s, busy_s = _machine_busy_s() - all_s, time.process_time() - busy_s
     assert scored.inferred == len(rows), "the index was not fresh"
     rate = len(rows) / scored.seconds
     return {
@@ -146,6 +146,7 @@ def measure(dataset: Dataset, tagger: Tagger, index: Index, *, rows: Sequence[in
         "pictures_a_second": rate,
         "efficiency": rate * (decode_s + infer_s) / workers,
         "work_ratio": len(rows) * (decode_s + infer_s) / busy_s,
+        "taken_by_others": max(0.0, all_s - busy_s) / (scored.seconds * cores()),
     }
 
 
@@ -163,7 +164,8 @@ def bench_graph(folder: Path, wanted_ms: int, options: argparse.Namespace) -> di
     print(
         f"{wanted_ms} ms: decode {figures['decode_ms']:.1f} ms, inference {figures['inference_ms']:.1f} ms, "
         f"{figures['pictures_a_second']:.1f} pictures/s, {figures['efficiency']:.3f} of what {options.workers} cores "
-        f"can ({figures['work_ratio']:.3f} of its core-seconds)",
+        f"can ({figures['work_ratio']:.3f} of its core-seconds; other programs took "
+        f"{figures['taken_by_others']:.0%} of the cores)",
         flush=True,
     )
     return {name: round(value, 4) for name, value in figures.items()}
@@ -254,6 +256,15 @@ def _fill(index: Index, dataset: Dataset, tagger: Stored, random: np.random.Gene
         scores = (0.05 + 0.95 * random.random((len(keys), SCORES_EACH)) ** 3).astype(np.float32)
         store.put(list(zip(keys, places.astype(np.int32), scores, strict=True)))
     assert known_contents(index, dataset, [0]) == [bytes(16)]
+
+
+def _machine_busy_s() -> float:
+    """Core-seconds that all programs of this machine have used since it started; 0 where the system does not say."""
+    if not os.path.exists("/proc/stat"):
+        return 0.0
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    idle = fields[3] + fields[4]  # idle, and waiting for a disk
+    return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_seconds(work: Any) -> float:
