@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..core.errors import AtelierError
 from ..core.tensors import read_tensors
 from ..merger.lora.blocks import ResolvedWeights
 from ..merger.lora.dialects import parse_weights
 from ..merger.lora.elements import USER_ELEMENTS_NAME, load_elements
+from ..merger.lora.forms import vector_blocks
 from ..merger.lora.handle import Lora, explain_strengths, open_lora
 from ..merger.lora.presets import USER_PRESETS_NAME, Presets, load_presets
 from ._changes import file_state, named_file_state
@@ -42,9 +44,36 @@ def explained(lora: Lora) -> ResolvedWeights:
     return explain_strengths(lora, presets=presets(), elements=load_elements(get_host().user_dir()))
 
 
-def block_weights_field() -> tuple[str, dict[str, Any]]:
-    """The text field for block weights, with some preset names in its tooltip."""
-    return text(BLOCKS_TOOLTIP.format(names=", ".join(list(load_presets())[:6])))
+def block_weights_field(*, sliders: bool = False) -> tuple[str, dict[str, Any]]:
+    """The text field for block weights, with some preset names in its tooltip.
+
+    Args:
+        sliders: Tell the page which blocks and presets there are, for its faders beside the text.
+    """
+    told = {"atelier_blocks": _blocks_for_page()} if sliders else {}
+    return text(BLOCKS_TOOLTIP.format(names=", ".join(list(load_presets())[:6])), **told)
+
+
+def _blocks_for_page() -> dict[str, Any]:
+    """The blocks of the four usual vectors and the numbers of every preset that has one of them.
+
+    The list of all nodes asks for this, so a mistake in the owner's presets is handed on in words and not raised.
+    """
+    problem = ""
+    try:
+        known: Presets = presets()
+    except AtelierError as refusal:
+        known, problem = load_presets(), str(refusal)
+    forms = {str(length): list(vector_blocks(length)) for length in (17, 26, 12, 20)}
+    numbers = {
+        name: {
+            str(length): ",".join(slot if isinstance(slot, str) else f"{slot:g}" for slot in vector)
+            for length, vector in preset.vectors.items()
+            if str(length) in forms
+        }
+        for name, preset in known.items()
+    }
+    return {"forms": forms, "presets": {name: rows for name, rows in numbers.items() if rows}, "problem": problem}
 
 
 def strength_field(what: str) -> tuple[str, dict[str, Any]]:
@@ -76,7 +105,7 @@ class OpenLora:
                 "lora_name": combo(get_host().lora_names(), "A LoRA file from the loras folder."),
                 "strength_model": strength_field("UNet"),
                 "strength_clip": strength_field("text encoder"),
-                "block_weights": block_weights_field(),
+                "block_weights": block_weights_field(sliders=True),
             }
         }
 
@@ -161,7 +190,7 @@ class ApplyLora:
                 "lora": socket("ATELIER_LORA", "The LoRA to apply: from 'Train LoRA' or 'Open LoRA'."),
                 "strength_model": strength_field("UNet"),
                 "strength_clip": strength_field("text encoder"),
-                "block_weights": block_weights_field(),
+                "block_weights": block_weights_field(sliders=True),
             },
             "optional": {
                 "lora_stack": socket("LORA_STACK", "LoRAs of another pack's stack, applied first."),

@@ -6,17 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import InputError
-from ..core.files import safe_name
-from ..core.roots import Roots
 from ..merger.lora.handle import Lora, open_lora
 from ..merger.lora.saving import IF_EXISTS, KEEP_BOTH
+from ._lora_output import lora_path
 from .host import get_host
 from .lora import block_weights_field, explained, presets_state
 from .widgets import ROOT_CATEGORY, combo, socket, text
 
 LORA_CATEGORY = f"{ROOT_CATEGORY}/LoRA"
-SUFFIX = ".safetensors"
 
 
 def with_weights(lora: Lora, block_weights: str) -> Lora:
@@ -98,9 +95,7 @@ class BakeLora:
         return {
             "required": {
                 "lora": socket("ATELIER_LORA", "The LoRA with its strengths and block weights."),
-                "file_name": text(
-                    "Name in the loras folder, with folders if you like; empty puts -baked behind the LoRA's own name."
-                ),
+                "file_name": text("Name in the loras folder, with folders if you like; empty makes NAME-baked."),
                 "if_exists": combo(
                     list(IF_EXISTS),
                     "Where another file has that name: keep both (a number is added), replace it, or refuse. A file "
@@ -122,7 +117,7 @@ class BakeLora:
 
         lora = with_weights(lora, block_weights)
         weights = explained(lora)
-        path = target(file_name, f"{Path(lora.name).stem}-baked")
+        path = lora_path(file_name, f"{Path(lora.name).stem}-baked")
         saved, baked = save_baked(lora, weights, path, if_exists=if_exists, progress=get_host().progress())
         name = saved.path.relative_to(get_host().loras_dir().resolve()).as_posix()
         lines = [f"{lora.name}: text encoder {lora.strength_clip:g}, UNet {lora.strength_model:g}", *weights.report]
@@ -139,24 +134,6 @@ class BakeLora:
         report = "\n".join(lines)
         made = open_lora(saved.path, name, trigger=lora.trigger)
         return {"ui": {"text": [report]}, "result": (made, report)}
-
-
-def target(file_name: str, default_name: str) -> Path:
-    """The path below the loras folder that a person's name means; the ending may be left out.
-
-    Raises:
-        InputError: The name is refused, or has another ending.
-        StorageError: It leads out of the loras folder.
-    """
-    name = file_name.strip().strip("\"'") or f"atelier/{safe_name(default_name)}"
-    ending = Path(name).suffix.lower()
-    if ending in (".ckpt", ".pt", ".pth", ".bin"):
-        raise InputError(f"the LoRA file {name!r} ends in {ending}, but only {SUFFIX} files are written; rename it.")
-    if ending != SUFFIX:
-        name = f"{name}{SUFFIX}"
-    return Roots(folders={"loras": (get_host().loras_dir(),)}).resolve(
-        name, ("loras",), must_exist=False, what="LoRA file"
-    )
 
 
 NODES = (LoraBlockMap, BakeLora)

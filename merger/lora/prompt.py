@@ -21,6 +21,7 @@ MAX_TAGS = 64
 
 _TAG = re.compile(r"<(lora|lyco):([^<>]*)>", re.IGNORECASE)
 _NAMED = re.compile(r"^(te|unet)\s*=(.*)$", re.IGNORECASE | re.DOTALL)
+_PER_STEP = re.compile(r"^[\d.+-]+@\d")
 _OPEN_TAG = re.compile(r"<(lora|lyco):[^<>]*(<|$)", re.IGNORECASE)
 
 
@@ -101,7 +102,7 @@ def _tag(text: str, inner: str) -> LoraTag:
         match = _NAMED.match(item)
         if match:
             named[match[1].lower()] = _strength(match[2], match[1].lower(), text)
-        elif _is_number(item) and len(numbers) < 2 and not weights and not tag.third:
+        elif _PER_STEP.match(item) or _is_number(item) and len(numbers) < 2 and not weights and not tag.third:
             numbers.append(_strength(item, "strength", text))
         elif "=" in item:
             weights.append(item)

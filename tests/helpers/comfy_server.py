@@ -15,7 +15,7 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 PACK_FOLDER = "My-Lora.Pack"
-START_S = 180
+START_S = float(os.environ.get("ATELIER_START_TIMEOUT_S", "180"))
 
 
 class Comfy:
@@ -59,6 +59,7 @@ class Comfy:
                 time.sleep(0.5)
             else:
                 return
+        self.stop()
         pytest.fail(f"ComfyUI did not start:\n{self.log()[-4000:]}")
 
     def stop(self) -> None:

@@ -77,3 +77,20 @@ def test_a_rewritten_file_and_edited_presets_are_seen(host: FakeHost) -> None:
     states.append(node.IS_CHANGED(lora_name="one.safetensors"))
     assert len(set(states)) == 3
     assert open_lora("two.safetensors", "MINE").block_weights == "MINE"
+
+
+def test_the_page_is_told_blocks_and_presets(host: FakeHost) -> None:
+    def told(node: str) -> Any:
+        return NODE_CLASS_MAPPINGS[node].INPUT_TYPES()["required"]["block_weights"][1]["atelier_blocks"]
+
+    blocks = told("AtelierOpenLora")
+    assert {length: len(rows) for length, rows in blocks["forms"].items()} == {"17": 17, "26": 26, "12": 12, "20": 20}
+    assert blocks["presets"]["NIN"]["17"] == "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1"
+    assert blocks["problem"] == ""
+    host.user_dir().mkdir()
+    (host.user_dir() / "block_presets.txt").write_text("MINE:" + ",".join(["0.5"] * 12), encoding="utf-8")
+    assert told("AtelierApplyLora")["presets"]["MINE"] == {"12": ",".join(["0.5"] * 12)}
+    (host.user_dir() / "block_presets.txt").write_text("BROKEN", encoding="utf-8")
+    blocks = told("AtelierApplyLora")
+    assert "line 1" in blocks["problem"]
+    assert "NIN" in blocks["presets"]

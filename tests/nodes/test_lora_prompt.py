@@ -99,6 +99,9 @@ def test_what_is_merged_into_a_base_has_no_steps(host: FakeHost) -> None:
     class Base:
         family, name = "sd15", "base"
 
+        def with_lora(self, lora: Any) -> None:
+            raise AssertionError("it was merged")
+
     lora = read("<lora:one:1:step=2-4>")[3][0]
     with pytest.raises(InputError, match="always on"):
         NODE_CLASS_MAPPINGS["AtelierBaseWithLora"]().merge(Base(), lora)
