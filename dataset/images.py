@@ -427,4 +427,4 @@ def _reason_of(error: Exception, path: Path | str) -> str:
     text = str(error).strip().replace(os.fspath(path), "the file")
     if "truncated" in text or "Truncated" in text:
         return "the file is cut short (truncated)"
-    return f"it is damaged ({type(error).__name__}: {text})" if text else f"it is damaged ({type(error).__name__})"
+    return f"it is damaged ({text})" if text else f"it is damaged ({type(error).__name__})"

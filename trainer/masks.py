@@ -131,7 +131,8 @@ class LatentMasks:
                     try:
                         packed = self._read(row, view)
                     except (BadPicture, FormatError) as refusal:
-                        damaged.append(f"{printable(self.dataset.shown(row))}: {refusal}")
+                        reason = refusal.reason if isinstance(refusal, BadPicture) else str(refusal)
+                        damaged.append(f"{printable(self.dataset.shown(row))}: {reason}")
                         continue
                     fresh.append((key, packed))
                 self._held[row, view] = packed

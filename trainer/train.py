@@ -266,7 +266,7 @@ def _read_masks(
         for stage, hashes in zip(checked.stages, contents, strict=True):
             masks = None
             if any(hashes):
-                seen = hashes * (len(stage.pictures) // len(hashes))
+                seen = list(hashes) * (len(stage.pictures) // len(hashes))
                 masks = LatentMasks(stage.pictures, buckets=stage.buckets, contents=seen, rules=rules, device=device)
                 notes += [note for note in masks.fill(ContentIndex(opened), progress) if note not in notes]
             found.append(masks)

@@ -197,3 +197,24 @@ def test_bad_captions(world, prepare, graph, said):  # noqa: F811 -- the fixture
 def test_enough_causes():
     assert len({case[0] for case in CASES}) == len(CASES) >= 40
     assert len({json.dumps(case[2], sort_keys=True) + str(case[1]) for case in CASES}) == len(CASES)
+
+
+def test_a_good_graph_with_all_of_it_runs(world):  # noqa: F811
+    with_mask()(world)
+    reg_folder(world)
+    graph = train(
+        masks=node("AtelierSetMasks", dataset=["sub", 0], source="files", mask_folder=""),
+        sub=node("AtelierSubsetOptions", dataset=["data", 0], keep_tokens_separator="|||", loss_weight=0.5),
+        caps=node("AtelierTrainCaptions", max_tokens=150, weighted_captions=True, token_warmup=0.5),
+        data__reg_folder="reg",
+        train__dataset=["masks", 0],
+        train__captions=["caps", 0],
+        train__prior_preservation=True,
+        train__unmasked_weight=0.1,
+        train__text_encoder_stop=1,
+    )
+    run(world, graph)
+    (manifest,) = (world.output / "atelier" / "runs").glob("try-*/manifest.json")
+    config = json.loads(manifest.read_text(encoding="utf-8"))["config"]
+    assert config["captions"]["max_tokens"] == 150
+    assert config["train"]["text_encoder_stop"] == 1.0

@@ -10,15 +10,18 @@ import torch
 
 from atelier_tests.helpers import full_size
 from atelier_tests.helpers.masked import masked_pictures
-from atelier_tests.helpers.training import draw_pictures, open_pictures
+from atelier_tests.helpers.training import draw_pictures, make_job, open_pictures
 from lora_atelier.core.errors import InputError
 from lora_atelier.core.params import Choice
+from lora_atelier.families._base import open_base
 from lora_atelier.families._spec import Conditioning, get_family
 from lora_atelier.families.sd15 import Sd15
 from lora_atelier.networks._attach import AdapterSet
 from lora_atelier.networks.lora import LoraParams
+from lora_atelier.trainer.caption_params import CaptionParams
 from lora_atelier.trainer.config import Job
 from lora_atelier.trainer.objectives._spec import Question
+from lora_atelier.trainer.objectives.v_prediction import VPredictionParams
 from lora_atelier.trainer.prior import PriorPreservation
 from lora_atelier.trainer.run import open_run
 from lora_atelier.trainer.train import train_lora
@@ -130,3 +133,28 @@ def test_a_folders_weight(job: MakeJob, places: Places, dataset: Any) -> None:
 def test_without_regularisation_there_is_nothing_to_preserve(job: MakeJob, places: Places) -> None:
     with pytest.raises(InputError, match="prior_preservation is on, but the data set holds no regularisation picture"):
         train_lora(job(prior_preservation=True), **places)
+
+
+def test_velocity_and_both_encoders(places: Places, tmp_path: Path) -> None:
+    """SDXL that predicts v, both text encoders trained, a clip skip for each, long captions, masks and the prior."""
+    base = full_size.write_tiny_checkpoint(tmp_path / "xl.safetensors", family="sdxl")
+    dataset = masked_pictures(tmp_path / "pictures", reg=True).with_tags({0: ("ring",) * 50}, note="long")
+    made = make_job(
+        dataset,
+        base=base,
+        steps=6,
+        batch_size=1,
+        optimizer={"lr_unet": 1e-12, "lr_text_encoder": 1e-12},
+        blocks="MID,TE",
+        prior_preservation=True,
+        clip_skip=2,
+        clip_skip_2=3,
+        text_encoder_stop=4,
+    )
+    opened = open_base(base, name="xl", prediction="v_prediction", zero_terminal_snr="on")
+    objective = Choice(kind="objective", name="v_prediction", params=VPredictionParams())
+    made = replace(made, base=opened, objective=objective, captions=CaptionParams(max_tokens=150))
+    result = train_lora(made, **places)
+    zero = [loss < 1e-9 for loss in result.losses]
+    assert 0 < zero.count(True) < 6
+    assert "clip skip 2 and 3" in result.report
