@@ -49,16 +49,19 @@ class Retagger:
     """A tagger as this room needs it; the node makes one.
 
     Attributes:
-        identity: Changes with the model, its preparation and its thresholds; keys what is remembered.
+        identity: Changes with the model and its preparation; keys what is remembered.
         side_px: Longer side of the pictures it wants.
         vocabulary: Every tag it knows, in normal form.
-        tag: The tags above their thresholds in a picture, as they are written, best first, with their scores.
+        tag: The tags in a picture, as they are written, best first, with their scores; also unlikely ones, so that
+            other limits need no second look.
+        limits: A tag with a lower score than its limit is not seen; none for tags that are not named.
     """
 
     identity: str
     side_px: int
     vocabulary: frozenset[str]
     tag: Callable[[Image.Image], Mapping[str, float]]
+    limits: Mapping[str, float] = made_field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -107,11 +110,12 @@ def retag_crops(
     def look(image: Image.Image) -> bytes:
         return json.dumps(dict(retagger.tag(image)), ensure_ascii=False).encode("utf-8")
 
-    way = Pass(kind=f"croptags:1:{retagger.identity}", side_px=retagger.side_px, look=look, text="Tagging crops")
+    way = Pass(kind=f"croptags:2:{retagger.identity}", side_px=retagger.side_px, look=look, text="Tagging crops")
     always = {normal(tag) for tag in params.always.replace("\n", ",").split(",") if tag.strip()}
     tally, changed = _Tally(), {}
     for row, data in look_at(dataset, rows, way, index=index, progress=progress):
-        seen: dict[str, float] = json.loads(data)
+        every: dict[str, float] = json.loads(data)
+        seen = {tag: score for tag, score in every.items() if score >= retagger.limits.get(tag, 0.0)}
         tags = dataset.tags.row(row)
         kept = dataset.subset_of(row).keep_tokens
         new = merged(tags, seen, retagger.vocabulary, params, keep_tokens=kept, always=always)

@@ -14,8 +14,9 @@ from ..dataset.crops_sheets import pair_sheet
 from ..dataset.detect_rows import Boxes
 from ..dataset.normal import normal
 from ..dataset.table import Dataset
-from ..tagger.picking import PickParams
+from ..tagger.picking import PickParams, limits_of, written_by
 from ..tagger.runner import open_tagger, pick
+from ..tagger.scores import FLOOR
 from ._boxes import DETECTOR, FILES, NAMES, box_inputs, boxes_state, detector_refusal, read_boxes
 from ._changes import named_file_state
 from ._images import show_once
@@ -124,16 +125,20 @@ def retagger_of(name: str, threshold: float) -> Retagger:
         InputError: There is none of this name.
     """
     tagger = open_tagger(tagger_path(name))
-    params = PickParams(general_threshold=threshold)
+    wanted = PickParams(general_threshold=threshold)
+    lowest = "\n".join(f"{word.strip()} = {FLOOR}" for word in wanted.categories.split(","))
+    everything = replace(wanted, general_threshold=FLOOR, thresholds=lowest)
+    names = [written_by(tag, wanted) for tag in tagger.scored.names]
 
     def tag(image: Any) -> dict[str, float]:
-        return {found.name: found.score for found in pick(tagger.tag_image(image), params)}
+        return {found.name: found.score for found in pick(tagger.tag_image(image), everything)}
 
     return Retagger(
-        identity=f"{tagger.identity}:{tagger.preparation}:{threshold:g}",
+        identity=f"{tagger.identity}:{tagger.preparation}",
         side_px=2 * max(tagger.width_px, tagger.height_px),
         vocabulary=frozenset(map(normal, tagger.vocabulary)),
         tag=tag,
+        limits=dict(zip(names, limits_of(tagger.scored, wanted).tolist(), strict=True)),
     )
 
 

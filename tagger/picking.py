@@ -172,7 +172,7 @@ def pick_rows(
         progress: Checked now and then.
     """
     progress = progress or SilentProgress()
-    limits = _limits(vocabulary, params)
+    limits = limits_of(vocabulary, params)
     parts = []
     for first in range(0, max(len(scores), 1), _ROWS_AT_ONCE):
         progress.check()
@@ -273,8 +273,11 @@ def _surest_first(rows: NDArray[np.int32], values: NDArray[np.float32]) -> NDArr
     return keys
 
 
-def _limits(vocabulary: Vocabulary, params: PickParams) -> NDArray[np.float32]:
-    """Threshold of every tag; infinite for those never kept and for argmax categories, which go another way."""
+def limits_of(vocabulary: Vocabulary, params: PickParams) -> NDArray[np.float32]:
+    """Threshold of every tag, float32 [tags]; infinite for those never kept and for argmax categories.
+
+    Of an argmax category the strongest is kept, whatever its score.
+    """
     entries = {normal(name): value for name, value in threshold_entries(params.thresholds).items()}
     by_category = {word: entries[normal(word)] for word in set(vocabulary.categories) if normal(word) in entries}
     if params.character_threshold:

@@ -16,6 +16,7 @@ from lora_atelier.dataset.scan import DatasetParams, open_folder
 from lora_atelier.nodes.host import PICO_NAME, set_host
 from lora_atelier.pico.datasets import write_concept_dataset
 from lora_atelier.pico.judge import TAGGER_FOLDER
+from lora_atelier.tagger import runner
 
 
 @pytest.fixture
@@ -124,6 +125,29 @@ def test_crops_with_the_pico_detector_and_captions_that_fit(drawn: Any, host: Fa
     assert [both.caption(row) for row in range(5)] == [heads.caption(row) for row in range(5)]
     assert [both.caption(row) for row in range(5, 10)] == [persons.caption(row) for row in range(5)]
     assert "Captions of crops (intersect)" in report
+
+
+def test_crops_are_tagged_once_for_all_thresholds(drawn: Any, host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(TAGGER_FOLDER, host.base / "tagger")
+    wanted = {"train_width_px": 96, "train_height_px": 96, "max_upscale": 0.0, "detector_name": PICO_NAME}
+    looked: list[int] = []
+    real = runner.Tagger.tag_image
+
+    def counted(self: Any, image: Any) -> Any:
+        looked.append(1)
+        return real(self, image)
+
+    monkeypatch.setattr(runner.Tagger, "tag_image", counted)
+    captions = []
+    for threshold in (0.0, 0.3, 0.99):
+        both, *_ = run(
+            "AtelierSubjectCrops", dataset=drawn, tagger_name=PICO_NAME, captions="tagger only",
+            tagger_threshold=threshold, **wanted,
+        )  # fmt: skip
+        captions.append([set(both.tags.row(row)) for row in range(10)])
+    assert len(looked) == 14 - 4  # every crop once; pictures that are not cropped are left alone
+    assert all(few <= many for few, many in zip(captions[2], captions[1], strict=True))
+    assert captions[2] != captions[1]
 
 
 def test_crops_from_box_files_and_names(drawn: Any, host: FakeHost) -> None:
