@@ -1,6 +1,7 @@
 """The tables and the curves of docs/experiments.md for the trainer's settings, out of the lines."""
 
 import io
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,24 +14,20 @@ from .picture import rows_of_arms
 
 Line = Mapping[str, Any]
 
-_CURVE = ("speed", *(f"traits_{step}" for step in learning.SEEN_AT), "traits_end", "recall_240", "recall_end", "loss")
+_TRAITS = tuple(f"traits_{step}" for step in learning.SEEN_AT)
+_CURVE = ("speed", *_TRAITS, "recall_240", "loss")
 FIGURES: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(settings.ARMS, _CURVE),
-    "g-more": (
-        "speed",
-        *(f"traits_{step}" for step in (60, 120, 180, 240, 360, 480)),
-        "traits_end",
-        "recall_end",
-        "loss",
-    ),
+    "g": ("traits_end", *_TRAITS, "recall_240", "speed", "loss"),
+    "g-more": ("traits_end", *_TRAITS, "traits_360", "traits_480", "recall_end", "loss"),
     "h": ("kept_120", "kept_240", "false_120", "false_240", "recall_120", "recall_240", "loss"),
     "i": ("own_end", "other_end", *(f"{name}_{step}" for step in words.SEEN_AT for name in ("own", "other")), "loss"),
     "k": _CURVE,
-    "l": (*_CURVE, "warned", "stopped"),
+    "l": ("traits_end", *_TRAITS, "recall_240", "loss", "warned", "stopped"),
     "l-start": ("likeness", "warned"),
 }
-"""Columns of each experiment's table."""
-ONLY_MEAN = ("loss", *(f"traits_{step}" for step in (60, 120, 180, 240, 360, 480)))
+"""Columns of each experiment's table; the others are in the lines."""
+_ONLY_MEAN = re.compile(r"(loss|(traits|own|other)_\d+)$")
 """Columns without the seeds' own figures, which are in the lines."""
 
 PANELS: Sequence[tuple[str, str]] = (
@@ -66,7 +63,7 @@ def _cell(figure: str, values: Sequence[float]) -> str:
     if figure == "likeness":
         return f"{statistics.fmean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
     mean = f"**{statistics.fmean(values):.0%}**"
-    return mean if figure in ONLY_MEAN else f"{mean} ({', '.join(f'{value:.0%}' for value in values)})"
+    return mean if _ONLY_MEAN.match(figure) else f"{mean} ({', '.join(f'{value:.0%}' for value in values)})"
 
 
 def table(lines: Sequence[Line], experiment: str) -> str:

@@ -8,7 +8,7 @@ from .learning import COMMON, LR, LR_TEXT, with_settings
 from .world import Recipe, World
 
 LOW = replace(COMMON, alpha=COMMON.alpha / 4)
-RECORD_004 = {"lr_unet": 1.0, "lr_text_encoder": 1.0, "schedule": "constant", "weight_decay": 0.0}
+ADAPTIVE = {"lr_unet": 1.0, "lr_text_encoder": 1.0, "schedule": "constant", "weight_decay": 0.0}
 """How a LoRA trainer's log sets its adaptive optimizers."""
 
 RECIPES: Mapping[str, Recipe] = {
@@ -21,8 +21,8 @@ RECIPES: Mapping[str, Recipe] = {
     "text encoder": replace(COMMON, blocks="TE"),
     "IN04-07 OUT03-06": replace(COMMON, blocks="TE, IN04-07, OUT03-06"),
     "OUT03-06 longer": replace(COMMON, blocks="TE, OUT03-06"),
-    "D-Adaptation Lion": Recipe(optimizer="dadapt_lion", settings=RECORD_004),
-    "Prodigy": Recipe(optimizer="prodigy", settings=RECORD_004),
+    "D-Adaptation Lion": Recipe(optimizer="dadapt_lion", settings=ADAPTIVE),
+    "Prodigy": Recipe(optimizer="prodigy", settings=ADAPTIVE),
 }
 """Every training by its name; "common" is the same one in all experiments."""
 
