@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..families._spec import Family
+from .held import free_device_bytes
 from .precision import OutOfMemory
 
 AT_ONCE = 16
@@ -31,14 +32,17 @@ class PictureEncoder:
         """Uses a loaded VAE, on the device where it lies."""
         self.family, self.vae = family, vae
         self.device: torch.device = next(vae.parameters()).device
+        self._fitting: dict[tuple[int, ...], int] = {}
         self.most = 1 if self.device.type == "cpu" else AT_ONCE
 
     def at_once(self, shape: tuple[int, ...]) -> int:
         """Returns how many pictures [height, width, 3] fit into the device's memory at once."""
         if self.device.type != "cuda":
             return self.most
-        free_bytes = torch.cuda.mem_get_info(self.device)[0]
-        return max(1, min(self.most, int(MEMORY_SHARE * free_bytes / (BYTES_PER_PIXEL * shape[0] * shape[1]))))
+        if shape not in self._fitting:
+            fitting = MEMORY_SHARE * free_device_bytes(self.device) / (BYTES_PER_PIXEL * shape[0] * shape[1])
+            self._fitting[shape] = max(1, int(fitting))
+        return min(self.most, self._fitting[shape])
 
     def encode(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Pair]:
         """Returns mean and standard deviation of pictures of one size, fp32 on the CPU."""

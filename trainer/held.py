@@ -8,6 +8,13 @@ import torch
 DEVICE_SHARE = 0.05
 """Share of the device's free memory that one cache may take for good."""
 
+
+def free_device_bytes(device: torch.device) -> int:
+    """Returns how much memory of a CUDA device can be had, what torch keeps for later use included."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
 _Key = TypeVar("_Key", bound=Hashable)
 Row = Mapping[str, torch.Tensor]
 
@@ -36,7 +43,7 @@ class Held(Generic[_Key]):
         if device.type != "cuda":
             return
         self.clear()
-        if total_bytes <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        if total_bytes <= DEVICE_SHARE * free_device_bytes(device):
             self.device, self.most_bytes = device, total_bytes + total_bytes // 8
         else:
             self._pins = True  # a copy from pinned memory does not make the host wait

@@ -23,7 +23,7 @@ from ..dataset.table import Dataset
 from ..dataset.views import View, ViewRules
 from ..families._spec import Family
 from ._lock import locked
-from .encoder import Pair, PictureEncoder
+from .encoder import AT_ONCE, Pair, PictureEncoder
 from .held import Held
 from .kohya_latents import KohyaLatents, check_convention
 
@@ -36,6 +36,8 @@ LATENT_CACHE_VERSION = 1
 LATENTS_FOLDER = "latent-shards"
 OLD_FOLDER = "latents"
 """Where earlier versions kept one file per picture."""
+AHEAD_BYTES = 256 * 2**20
+"""Decoded pictures that may wait to be encoded."""
 ROW_BYTES = 64
 """A row's key and checksum, rounded up."""
 
@@ -258,12 +260,15 @@ class LatentCache:
         groups: list[list[int]] = []
         for number in numbers:
             picture = self.entry(number).picture
-            if groups and self.entry(groups[-1][-1]).picture == picture:
+            if groups and len(groups[-1]) < AT_ONCE and self.entry(groups[-1][-1]).picture == picture:
                 groups[-1].append(number)
             else:
                 groups.append([number])
         batch: list[tuple[int, NDArray[np.uint8]]] = []
-        for found in done_ahead(self._pixels, groups):
+        pixels_of = self.buckets.column(lambda bucket: bucket.width * bucket.height)
+        group_bytes = 3 * int(pixels_of.max()) * min(AT_ONCE, 2 * self.rules.variants)
+        most_ahead = max(1, min(2 * AT_ONCE, AHEAD_BYTES // group_bytes))
+        for found in done_ahead(self._pixels, groups, most_ahead=most_ahead):
             for number, pixels in found:
                 if batch and (batch[0][1].shape != pixels.shape or len(batch) >= encoder.at_once(pixels.shape)):
                     yield batch

@@ -55,6 +55,14 @@ def cache_is_a_file(world):
     (folder / "latent-shards").write_bytes(b"in the way")
 
 
+def cache_blocked(world):
+    folder = world.host.cache_dir()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():
+        folder.rmdir()
+    folder.write_bytes(b"in the way")
+
+
 CASES = [
     # id, preparation, graph, what the message must say
     ("no variants", None, with_augment(variants=0), ["variants is 0", "from 1 to 64"]),
@@ -98,6 +106,13 @@ CASES = [
     ("no room for the cache", full_for_caches, with_augment(variants=8), ["MiB of disk space"]),
     ("disk full while the cache is filled", full_in_the_middle, with_augment(variants=2), ["the disk is full"]),
     ("a file where the cache belongs", cache_is_a_file, train(), ["latent-shards", "in the way|not a folder"]),
+    ("no cache folder", cache_blocked, train(), ["cache", "in the way|not a folder|cannot be"]),
+    (
+        "nothing left by a filter",
+        None,
+        train(few=node("AtelierFilterDataset", dataset=["data", 0], query="width > 9000"), train__dataset=["few", 0]),
+        ["keeps no training picture"],
+    ),
     (
         "nothing but broken pictures",
         bad.broken_pictures,
