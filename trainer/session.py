@@ -363,11 +363,11 @@ def _new_beginnings(
             return
         averages = hasattr(optimizer, "train") and hasattr(optimizer, "eval")
         if averages:
-            optimizer.eval()
+            optimizer.eval()  # type: ignore[attr-defined]
             weights.show()
         optimizer.load_state_dict(copy.deepcopy(first_state))
         if averages:
-            optimizer.train()
+            optimizer.train()  # type: ignore[attr-defined]
 
     return before_step
 

@@ -22,7 +22,7 @@ from .metadata import family_metadata, network_values
 from .ranks import RankParams
 
 LINEAR, CONVOLUTIONS, ALL = "linear (LoRA)", "linear and convolutions (LoCon)", "all"
-_GROUPS = {
+_GROUPS: dict[str, tuple[str, ...]] = {
     LINEAR: ("self-attention", "cross-attention", "feed-forward", "projections", "text-attention", "text-mlp"),
 }
 _GROUPS[CONVOLUTIONS] = (*_GROUPS[LINEAR], "resnets", "samplers")
