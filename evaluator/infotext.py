@@ -47,6 +47,7 @@ SCHEDULER_NAMES: Mapping[str, str] = {
 MAX_PROMPT_CHARS = 128
 """Longest prompt part of a file name."""
 _MAX_NAME_BYTES = 240
+_NAMED_ITEM = re.compile(r"(lbwe|lbw|w|start|stop|step|x|in|mid|out|base)=", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[#<>:"/\\|?*\x00-\x1f\x7f]')
 
 
@@ -57,12 +58,18 @@ def quote(value: Any) -> str:
 
 
 def lora_tag(lora: LoraHandle) -> str:
-    """Return ``<lora:name:strength>``, with the text encoder's strength first where they differ, and ``lbw=``."""
+    """Return ``<lora:name:strength>``, with the text encoder's strength first where they differ, and the block weights.
+
+    The first item of the block weights is ``lbw=`` where it has no name of its own; the others stand as they are.
+    """
     name = re.sub(r"[<>:]", "_", lora.name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors"))
     strengths = [f"{lora.strength_clip:g}", f"{lora.strength_model:g}"]
     if strengths[0] == strengths[1]:
         del strengths[1]
-    weights = [f"lbw={','.join(lora.block_weights.replace(',', ' ').split())}"] if lora.block_weights else []
+    first, colon, others = " ".join(lora.block_weights.split()).partition(":")
+    if first and not _NAMED_ITEM.match(first):
+        first = f"lbw={','.join(first.replace(',', ' ').split())}"
+    weights = [f"{first}{colon}{others}"] if lora.block_weights.strip() else []
     return f"<lora:{':'.join([name, *strengths, *weights])}>"
 
 

@@ -98,6 +98,8 @@ def parse_weights(text: str) -> WeightsText:
         InputError: An item, a word or a number makes no sense; it is named.
     """
     text = text.strip()
+    if text.lower().startswith("lbw=%"):
+        text = text[4:]
     if text.startswith("%"):
         vector, _, rest = text.partition(":")
         found = WeightsText(percent=_percent_items(vector[1:]))

@@ -163,8 +163,8 @@ def test_steps_are_comfyuis_hooks(
     part = applied(comfy, family, name, 0.8, 0.6, "step=3-5")
     assert (part != core).any()
     np.testing.assert_array_equal(from_prompt(comfy, family, f"<lora:{name}:0.6:0.8:step=3-5>"), part)
-    # The normal schedule is even in time: step i of six lies at i / 6 of the way, a keyframe half a step before it.
-    frames = [(0.0, 0.0), (1.5 / STEPS, 1.0), (3.5 / STEPS, 0.0)]
+    # The normal schedule is even in time, first and last step at its ends: a keyframe lies half a step before its step.
+    frames = [(0.0, 0.0), (1.5 / (STEPS - 1), 1.0), (3.5 / (STEPS - 1), 0.0)]
     np.testing.assert_array_equal(hooked(comfy, family, name, frames), part)
 
     np.testing.assert_allclose(
