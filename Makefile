@@ -26,9 +26,9 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-# The tiny model's training step; the full size (8 GB of memory): make bench ARGS=--full
+# Small versions, a minute each; all at full size (8 GB of memory, an hour): make bench ARGS=--check
 bench: $(VENV)/.test
-	for script in bench/[!_]*.py; do $(BIN)/python "$$script" $(ARGS) || exit 1; done
+	for script in bench/[!_]*.py; do $(BIN)/python "$$script" $(or $(ARGS),--quick) || exit 1; done
 
 pico: $(VENV)/.test
 	$(BIN)/python -m lora_atelier.pico.make $(ARGS)

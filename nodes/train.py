@@ -50,6 +50,9 @@ LATER = ("accumulation_images", "ema_decay", "trained_dtype", "stochastic_roundi
 NEWEST = ("clip_skip_2", "text_encoder_stop", "unmasked_weight", "normalize_masks", "prior_preservation")
 """Settings that came later still, likewise."""
 
+LATEST = ("recomputed",)
+"""Settings that came last, and stand behind the sockets before them; append here."""
+
 DEFAULTS = {
     "network": ("lora", get_network),
     "optimizer": ("adamw", find_optimizer),
@@ -126,8 +129,7 @@ class TrainLora:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs."""
-        first, later = split_widgets(TrainParams, (*LATER, *NEWEST), shown=SHOWN)
-        newest = {name: later.pop(name) for name in NEWEST}
+        first, later = split_widgets(TrainParams, (*LATER, *NEWEST, *LATEST), shown=SHOWN)
         return {
             "required": {
                 "base": socket("ATELIER_BASE", "The model to train on."),
@@ -148,7 +150,7 @@ class TrainLora:
                     "A LoRA whose values the training begins with; its modules, ranks and alphas are taken over, its "
                     "strengths are not. With the network left open, its kind of network too.",
                 ),
-                **later,
+                **{name: later[name] for name in LATER},
                 "stages": socket(
                     "ATELIER_STAGES",
                     "Stages with pictures, size and learning rates of their own, one after the other; the same from "
@@ -158,12 +160,13 @@ class TrainLora:
                     "ATELIER_AUGMENT",
                     "Variants of pictures and captions, further resolutions, small batches; none when left open.",
                 ),
-                **newest,
+                **{name: later[name] for name in NEWEST},
                 "captions": socket(
                     "ATELIER_CAPTIONS",
                     "How captions are read: their length, weights of words, how many tags at first; up to 75 tokens "
                     "as they stand when left open.",
                 ),
+                **{name: later[name] for name in LATEST},
             },
             "hidden": {"prompt": "PROMPT"},
         }

@@ -15,6 +15,7 @@ from ..core.params import Choice, Params, param, same_as
 from ..dataset.table import Dataset
 from ..dataset.tiers import BucketParams
 from ..families._base import Base
+from ..families._checkpointing import ALL, RECOMPUTED
 from ..families._spec import TextOptions, get_family
 from ..networks._targeting import parse_targeting
 from .augment import AugmentParams
@@ -28,7 +29,7 @@ NUMERICS_VERSION = 1
 DTYPES = ("fp32", "fp16", "bf16")
 MODES = ("resume", "reuse", "restart")
 
-NOT_IN_KEY = ("run_name", "save_every_steps", "save_every_epochs", "keep_last", "mode")
+NOT_IN_KEY = ("run_name", "save_every_steps", "save_every_epochs", "keep_last", "mode", "recomputed")
 """Settings that do not change the trained numbers."""
 
 
@@ -226,6 +227,14 @@ class TrainParams(Params):
         "more forward pass for the batches they are in. Off: they are learned like others, as kohya's scripts do.",
         advanced=True,
     )
+    recomputed: str = param(
+        ALL,
+        doc="With gradient_checkpointing, what is computed again: less of it is faster and takes more memory. "
+        "transformers: attention and feed-forward, not the convolutions. outer levels: those with the largest "
+        "pictures. inner levels: the others, where SDXL has most of its layers.",
+        choices=RECOMPUTED,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         """Checks the rules that join several fields."""
@@ -240,6 +249,11 @@ class TrainParams(Params):
             )
         if self.bucket_step_px % 8:
             raise InputError(f"bucket_step_px is {self.bucket_step_px}: it must be a multiple of 8, such as 64.")
+        if self.recomputed != ALL and not self.gradient_checkpointing:
+            raise InputError(
+                f"recomputed is {self.recomputed!r}, but gradient_checkpointing is off: switch it on, or leave "
+                f"recomputed at {ALL!r}."
+            )
         self._check_accumulation()
         self._check_trained_dtype()
 

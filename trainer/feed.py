@@ -137,7 +137,7 @@ class Feed:
         if self._image_weights is None:
             return None
         weights = torch.tensor([self._image_weights[n] for n in self.batch(index).images])
-        return weights.to(self.device, non_blocking=True)
+        return to_device(weights, self.device)
 
     def mask(self, index: int) -> torch.Tensor | None:
         """Returns the weight of every element's loss [b, 1, h, w], or None where the batch has no masks."""

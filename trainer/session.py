@@ -26,7 +26,7 @@ from ..networks._attach import AdapterSet
 from .average import MovingAverage
 from .base_model import load_frozen
 from .checkpoints import State, latest_readable, list_checkpoints
-from .config import Job
+from .config import Job, TrainParams
 from .feeding import feed_of, forms_of, latent_cache, load_vae, texts_of
 from .kohya_latents import KohyaLatents
 from .loop import Learner, Route, Standing, train
@@ -194,8 +194,8 @@ def train_held(
         vae.cache_clear()  # a damaged file of the cache would load it again
 
         # what is trained, on the device
-        _move(loaded, device)
-        _prepare(loaded.components, gradient_checkpointing=job.params.gradient_checkpointing)
+        _move(loaded, device, half=precision.name != "fp32" and not job.params.fp8_base)
+        _prepare(loaded.components, job.params)
         weights = AdapterWeights(stochastic_rounding=job.params.stochastic_rounding)
         optimizer = _build_optimizer(checked, loaded.adapter, weights)
         average = None
@@ -434,9 +434,15 @@ def _load_optimizer(
                 group[name] = settings[name]
 
 
-def _move(loaded: _Loaded, device: torch.device) -> None:
+def _move(loaded: _Loaded, device: torch.device, *, half: bool) -> None:
+    """Brings model and adapter to the device.
+
+    A GPU's convolutions in 16 bits want the channels last: else every one of them turns its pictures around and back.
+    """
     components = loaded.components
     components.unet.to(device)
+    if half and device.type == "cuda":
+        components.unet.to(memory_format=torch.channels_last)
     for text_encoder in components.text_encoders:
         text_encoder.to(device)
     if loaded.adapter is not None:
@@ -446,12 +452,12 @@ def _move(loaded: _Loaded, device: torch.device) -> None:
                     parameter.data = parameter.data.to(device)
 
 
-def _prepare(components: Components, *, gradient_checkpointing: bool) -> None:
-    """Freezes the model; with checkpointing, also tells it to compute the forward pass twice."""
+def _prepare(components: Components, params: TrainParams) -> None:
+    """Freezes the model; with checkpointing, also tells it what to compute twice."""
     for module in (components.unet, *components.text_encoders):
         module.requires_grad_(False)
-        if gradient_checkpointing:
-            recompute_activations(module)
+        if params.gradient_checkpointing:
+            recompute_activations(module, part=params.recomputed)
 
 
 def _build_optimizer(checked: Checked, adapter: AdapterSet, weights: AdapterWeights) -> torch.optim.Optimizer:

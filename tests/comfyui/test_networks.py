@@ -46,9 +46,9 @@ def choice(variant: str) -> Choice:
     return Choice(kind="network", name=name, params=get_network(name).params(**VARIANTS[variant]))
 
 
-def learned(model: Any, variant: str) -> AdapterSet:
+def learned(model: Any, chosen: Choice) -> AdapterSet:
     """An adapter on the base's own parts, as after some training."""
-    family, components, chosen = model.base.family, model.base.components, choice(variant)
+    family, components = model.base.family, model.base.components
     network = get_network(chosen.name)
     text = "groups: full" if network.name == "full" else ""
     targets = parse_targeting(text, family.blocks).choose(every_target(family, components), network, chosen.params)
@@ -61,10 +61,10 @@ def learned(model: Any, variant: str) -> AdapterSet:
     return adapter.train(False)
 
 
-def drawn(host: LocalHost, model: Any, clip: Any) -> torch.Tensor:
+def drawn(host: LocalHost, model: Any, clip: Any, *, steps: int = 3) -> torch.Tensor:
     told = host.encode_prompt(clip, PROMPT)
     return host.sample(
-        model, told, host.encode_prompt(clip, ""), width_px=64, height_px=64, seed=1, steps=3, cfg=3.0,
+        model, told, host.encode_prompt(clip, ""), width_px=64, height_px=64, seed=1, steps=steps, cfg=3.0,
         sampler="euler", scheduler="normal",
     )["samples"]  # fmt: skip
 
@@ -73,6 +73,17 @@ def factors_of(family: Any, stems: tuple[str, ...]) -> dict[str, float]:
     """Half of the strength for the blocks on the way up, none for the middle."""
     blocks = {stem: family.block_of_stem(stem) for stem in stems}
     return {stem: 0.0 if block == "MID" else 0.5 if block.startswith("OUT") else 1.0 for stem, block in blocks.items()}
+
+
+def drawn_by_comfyui(folder: Path, base: Path) -> tuple[list[torch.Tensor], list[str]]:
+    """ComfyUI's pictures of the cases in the folder's `cases.json`, and what it logged."""
+    python, cases = os.environ.get("COMFYUI_PYTHON", sys.executable), folder / "cases.json"
+    names = [os.environ["COMFYUI_DIR"], PACK, cases, folder / "drawn.npz", base]
+    done = subprocess.run([python, CHILD, *map(str, names)], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    with np.load(folder / "drawn.npz") as pictures:
+        found = [torch.from_numpy(pictures[str(number)]) for number in range(len(json.loads(cases.read_text())))]
+    return found, json.loads((folder / "drawn.log.json").read_text())
 
 
 @pytest.fixture(scope="module", params=[PICO_NAME, PICO_XL_NAME], ids=["sd15", "sdxl"])
@@ -84,7 +95,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     model, clip, _ = host.load_base(open_base(path, name=request.param))
     plain, found, cases = drawn(host, model, clip), {}, []
     for variant in VARIANTS:
-        adapter = learned(model, variant)
+        adapter = learned(model, choice(variant))
         with torch.no_grad():
             live = drawn(host, model, clip)
         file = folder / f"{variant.replace(' ', '-')}.safetensors"
@@ -99,14 +110,9 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             cases.append({"lora": str(file), "unet": unet, "text": text, "factors": stem_factors, "prompt": PROMPT})
         found[variant] = {"live": live, "file": ours, "report": report}
     (folder / "cases.json").write_text(json.dumps(cases))
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    names = [os.environ["COMFYUI_DIR"], PACK, folder / "cases.json", folder / "drawn.npz", path]
-    done = subprocess.run([python, CHILD, *map(str, names)], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    with np.load(folder / "drawn.npz") as pictures:
-        for number, variant in enumerate(VARIANTS):
-            found[variant]["comfy"] = [torch.from_numpy(pictures[str(3 * number + index)]) for index in range(3)]
-    log = json.loads((folder / "drawn.log.json").read_text())
+    pictures, log = drawn_by_comfyui(folder, path)
+    for number, variant in enumerate(VARIANTS):
+        found[variant]["comfy"] = pictures[3 * number : 3 * number + 3]
     return {"plain": plain, "log": log, **found}
 
 

@@ -6,15 +6,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from atelier_tests.helpers.prepare_pages import prepare_character, prepare_style
-from atelier_tests.helpers.workflow_pages import quickstart
+from atelier_tests.helpers.train_pages import OWN_FOLDER, OWN_SD15, OWN_SDXL, as_tested
+from atelier_tests.helpers.training import draw_pictures
+from atelier_tests.helpers.workflow_pages import pages
+from lora_atelier.core.errors import AtelierError
 from lora_atelier.headless.graph import graph_from_json, read_workflow
 from lora_atelier.headless.runner import check_local, load_graph, local_specs, output_files, output_texts, run_local
 from lora_atelier.headless.terminal import TerminalHost, hosting
+from lora_atelier.nodes.host.protocol import PICO_NAME, PICO_XL_NAME
 from lora_atelier.nodes.pico import PicoDataset
+from lora_atelier.trainer.run import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "api_workflows").glob("*.json"))
+OWN = ("train-character-sd15", "train-character-sdxl", "train-style")
+"""Those that ask for a person's own model and pictures."""
 TRAITS = {"ring", "cross", "eyes", "hat", "halo", "spots"}
 
 
@@ -44,7 +50,7 @@ def captions_of(dataset, concept):
 
 
 def test_both_forms_are_there():
-    assert {"prepare-character", "prepare-style", "quickstart"} <= set(NAMES)
+    assert set(pages()) == set(NAMES)
     assert sorted(path.stem for path in (ROOT / "workflows").glob("*.json")) == NAMES
     assert sorted(path.stem for path in (ROOT / "workflows").glob("*.jpg")) == NAMES
 
@@ -54,7 +60,8 @@ def test_page_form_is_the_api_form_and_valid(host, name):
     _, specs = local_specs()
     page = graph_from_json(read_workflow(ROOT / "workflows" / f"{name}.json"), specs).nodes
     graph = load_graph(ROOT / "api_workflows" / f"{name}.json", specs)
-    assert check_local(graph) == ()
+    if name not in OWN:
+        assert check_local(graph) == ()
     assert {(n.id, n.class_type) for n in page.values()} == {(n.id, n.class_type) for n in graph.nodes.values()}
     for node_id, node in page.items():
         assert dict(node.inputs) == dict(graph.nodes[node_id].inputs), node.label
@@ -62,7 +69,7 @@ def test_page_form_is_the_api_form_and_valid(host, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_what_their_description_writes(host, name):
-    page = {"quickstart": quickstart, "prepare-character": prepare_character, "prepare-style": prepare_style}[name]()
+    page = pages()[name]()
     api = json.loads((ROOT / "api_workflows" / f"{name}.json").read_text(encoding="utf-8"))
     assert api == page.api, "run: python tests/helpers/workflow_pages.py"
 
@@ -122,3 +129,62 @@ def test_prepare_style_tags_everything_but_the_style(host):
     assert repeats["shapes"] == 2 * repeats["tavi"]
     assert len(pictures) >= 7
     assert "preset style: 32 of 64 captions" in "\n".join(texts)
+
+
+def api_form(name):
+    return json.loads((ROOT / "api_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_without_ones_own_files_it_says_what_to_choose(host, name):
+    """First the model, and where its file belongs; then the folder."""
+    _, specs = local_specs()
+    form = api_form(name)
+    (asked,) = {node["inputs"]["base_name"] for node in form.values() if "base_name" in node["inputs"]}
+    assert asked in (OWN_SD15, OWN_SDXL)
+    with pytest.raises(AtelierError, match=f"{asked}.*models/checkpoints"):
+        run_local(graph_from_json(form, specs), host)
+    chosen = as_tested(form, base_name=PICO_NAME, folder=OWN_FOLDER)
+    with pytest.raises(AtelierError, match=f"data set folder.*{OWN_FOLDER}|{OWN_FOLDER}.*data set folder"):
+        run_local(graph_from_json(chosen, specs), host)
+    assert not list(host.output_dir().rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", [*OWN, "compare-networks"])
+def test_it_trains_and_compares(host, name):
+    """With a tiny model, drawings and few steps: a LoRA, its checkpoints, and a grid of them."""
+    _, specs = local_specs()
+    draw_pictures(host.input_dir() / "mine", count=4)
+    base_name = PICO_XL_NAME if "sdxl" in name else PICO_NAME
+    form = as_tested(api_form(name), base_name=base_name, folder="mine")
+    done = run_local(graph_from_json(form, specs), host, keep=("AtelierTrainLora",))
+    assert done.warnings == ()
+    trained = [node.id for node in done.graph.nodes.values() if node.class_type == "AtelierTrainLora"]
+    runs = [open_run(done.outcome.results[node_id][0][0].folder) for node_id in trained]
+    assert all(run.finished for run in runs)
+    assert len(runs) == (2 if name == "compare-networks" else 1)
+    pictures = output_files(done.outcome, host)
+    assert pictures
+    assert all(path.is_file() for path in pictures)
+    said = "\n".join(output_texts(done.outcome))
+    assert "cells" in said
+    networks = {run.manifest["config"]["network"]["name"] for run in runs}
+    assert networks == ({"lora", "loha"} if name == "compare-networks" else {"lora"})
+
+
+def test_the_numbers_of_the_record():
+    """What the public log of one person's trainings says; see the notes on the pages."""
+    forms = {name: {node["class_type"]: node["inputs"] for node in api_form(name).values()} for name in OWN}
+    sd15, sdxl, style = (forms[name] for name in OWN)
+    assert (sd15["AtelierNetworkLora"]["rank"], sd15["AtelierNetworkLora"]["alpha"]) == (16, 4.0)
+    assert sd15["AtelierNetworkLora"]["conv_rank"] == 0
+    assert sd15["AtelierBlocks"]["blocks"] == "IN04-07,OUT03-06,TE"
+    assert sd15["AtelierOptimizerDadaptLion"]["d0"] == 1e-6
+    assert 4000 <= sd15["AtelierTrainLora"]["steps"] <= 6000
+    assert (sdxl["AtelierNetworkLora"]["rank"], sdxl["AtelierNetworkLora"]["alpha"]) == (8, 2.0)
+    assert not sdxl["AtelierTrainLora"]["train_text_encoder"]
+    assert not sdxl["AtelierOpenDataset"]["shuffle_captions"]
+    assert sdxl["AtelierTrainLora"]["trained_dtype"] == "fp32"
+    assert (style["AtelierNetworkLora"]["rank"], style["AtelierNetworkLora"]["alpha"]) == (64, 32.0)
+    assert style["AtelierOpenDataset"]["keep_tokens"] == 0
+    assert style["AtelierOptimizerAdamw"]["cycles"] == 4

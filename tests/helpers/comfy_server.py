@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ class Comfy:
 
     def image(self, entry: dict[str, str]) -> bytes:
         """The bytes of a picture named in a node's output."""
-        return self.get_bytes(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
+        named = {name: entry[name] for name in ("filename", "subfolder", "type")}
+        return self.get_bytes(f"/view?{urllib.parse.urlencode(named)}")
 
 
 def _environment() -> dict[str, str]:

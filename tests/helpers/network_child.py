@@ -1,7 +1,8 @@
 """Runs inside ComfyUI's environment: applies LoRA files with ComfyUI's own loader and draws with its sampler.
 
-Arguments: ComfyUI's folder, the pack's folder, a JSON list of cases, the npz to write, the tiny base. A case names a
-LoRA file, two strengths and the factors of single stems; what ComfyUI logs is written beside the pictures.
+Arguments: ComfyUI's folder, the pack's folder, a JSON list of cases, the npz to write, the base, tiny or not. A case
+names a LoRA file ("" for none), two strengths, the factors of single stems and the steps; what ComfyUI logs is written
+beside the pictures. Of a full-size base the UNet stays in fp16, and every layer computes in fp32.
 """
 
 import importlib.util
@@ -9,6 +10,8 @@ import json
 import logging
 import sys
 from pathlib import Path
+
+FULL_SIZE_BYTES = 2**30
 
 
 class Keep(logging.Handler):
@@ -24,7 +27,8 @@ class Keep(logging.Handler):
 
 def main() -> None:
     checkout, pack, cases_path, target, base_path = sys.argv[1:]
-    sys.argv = [sys.argv[0], "--cpu"]
+    is_full_size = Path(base_path).stat().st_size > FULL_SIZE_BYTES
+    sys.argv = [sys.argv[0], "--cpu", *(["--fp16-unet"] if is_full_size else [])]
     sys.path.insert(0, checkout)
     import comfy.options
 
@@ -51,9 +55,12 @@ def main() -> None:
     folder_paths.set_temp_directory(str(Path(target).parent))
     results, host = {}, ComfyHost()
     with torch.inference_mode():
-        model, clip, _ = load_pico(Path(base_path), temp_dir=Path(target).parent)
+        if is_full_size:
+            model, clip = comfy.sd.load_checkpoint_guess_config(base_path, output_vae=False, output_clip=True)[:2]
+        else:
+            model, clip, _ = load_pico(Path(base_path), temp_dir=Path(target).parent)
         for number, case in enumerate(json.loads(Path(cases_path).read_text())):
-            lora = comfy.utils.load_torch_file(case["lora"], safe_load=True)
+            lora = comfy.utils.load_torch_file(case["lora"], safe_load=True) if case["lora"] else {}
             factors = case["factors"]
             if factors:
                 m, c = host.apply_lora(
@@ -64,7 +71,9 @@ def main() -> None:
             positive = nodes.CLIPTextEncode().encode(c, case["prompt"])[0]
             negative = nodes.CLIPTextEncode().encode(c, "")[0]
             latent = {"samples": torch.zeros((1, 4, 8, 8))}
-            drawn = nodes.common_ksampler(m, 1, 3, 3.0, "euler", "normal", positive, negative, latent)[0]
+            drawn = nodes.common_ksampler(
+                m, 1, case.get("steps", 3), 3.0, "euler", "normal", positive, negative, latent
+            )[0]
             results[str(number)] = drawn["samples"].float().numpy()
     np.savez(target, **results)
     Path(target).with_suffix(".log.json").write_text(json.dumps(keep.lines))

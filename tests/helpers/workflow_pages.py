@@ -6,6 +6,7 @@ python tests/helpers/workflow_pages.py
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ CORE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 CORE_SEEDS = {("KSampler", "seed")}
 """Inputs after which the page keeps a hidden "control after generate" value."""
+CORE_MULTILINE = {("CLIPTextEncode", "text")}
+ROW_PX, WIDGET_PX, TEXT_PX, FOOT_PX, BARE_FOOT_PX = 20, 24, 54, 14, 6
+"""How the page lays a node out: its sockets in rows, its widgets, fields of several lines, and what stays below."""
+TITLE_PX = 30
+"""Height of the bar above a node's place."""
+GAP_PX = 60
+"""From one node's end to the next one's place: its title bar, and as much again."""
 
 
 @dataclass
@@ -60,8 +68,12 @@ class Page:
         widgets: dict[str, Any] | None = None,
         **inputs: Any,
     ) -> "Placed":
-        """Add a node; inputs are values or `Placed.out(n)`; what is left out takes its default."""
+        """Add a node; inputs are values or `Placed.out(n)`; what is left out takes its default.
+
+        It is made as high as its sockets and widgets need, if the given size is less.
+        """
         inputs |= widgets or {}
+        size = (size[0], max(size[1], least_height(class_type)))
         number = len(self.nodes) + 1
         kinds, outputs, defaults, widget_names, shown = interface(class_type)
         unknown = set(inputs) - set(kinds)
@@ -101,7 +113,11 @@ class Page:
                 entry["inputs"].append(socket)
         self.nodes.append(entry)
         self.api[str(number)] = {"class_type": class_type, "inputs": values, "_meta": {"title": title or shown}}
-        return Placed(number)
+        return Placed(number, place[1] + size[1])
+
+    def column(self, left: int, width: int, *, top: int = 60) -> "Column":
+        """A column of nodes, one below the other."""
+        return Column(self, left, width, top)
 
     def _wire(self, wire: "Wire", target: int, slot: int, kind: str) -> None:
         number = len(self.links) + 1
@@ -136,6 +152,13 @@ class Page:
             {"id": number, "title": title, "bounding": list(box), "color": color, "font_size": 24, "flags": {}}
         )
 
+    def group_over(self, title: str, columns: "list[Column]", color: str) -> None:
+        """Add a frame around columns, as high as the highest."""
+        left, right = columns[0].left - 20, columns[-1].left + columns[-1].width + 20
+        bottom = max(column.bottom for column in columns) + 30
+        top = min(column.start for column in columns) - 70
+        self.group(title, (left, top, right - left, bottom - top), color)
+
     def write(self, name: str) -> None:
         """Write ``workflows/<name>.json`` and ``api_workflows/<name>.json``."""
         page = {
@@ -164,13 +187,50 @@ class Wire:
 
 @dataclass(frozen=True)
 class Placed:
-    """A node on the page."""
+    """A node on the page; `bottom` is where it ends."""
 
     number: int
+    bottom: int = 0
 
     def out(self, output: int = 0) -> Wire:
         """One of its outputs."""
         return Wire(self.number, output)
+
+
+class Column:
+    """Nodes below each other."""
+
+    def __init__(self, page: Page, left: int, width: int, top: int) -> None:
+        self.page, self.left, self.width, self.start, self.bottom = page, left, width, top, top - GAP_PX
+
+    def add(self, class_type: str, *, at_least: int = 0, **given: Any) -> Placed:
+        """Add a node below the last one, at least so many px high."""
+        placed = self.page.add(class_type, (self.left, self.bottom + GAP_PX), (self.width, at_least), **given)
+        self.bottom = placed.bottom
+        return placed
+
+
+def least_height(class_type: str) -> int:
+    """The height the page gives a node; a report or a picture that it shows once it ran needs more."""
+    kinds, outputs, _, widgets, _ = interface(class_type)
+    rows = max(len(kinds) - len(widgets), len(outputs))
+    if not widgets:
+        return rows * ROW_PX + BARE_FOOT_PX
+    lines = len(multiline(class_type))
+    seeds = sum(owner == class_type for owner, _ in CORE_SEEDS)
+    plain = len(widgets) - lines + seeds
+    return rows * ROW_PX + plain * WIDGET_PX + lines * TEXT_PX + FOOT_PX
+
+
+def multiline(class_type: str) -> set[str]:
+    """The widgets that are fields of several lines."""
+    if class_type in CORE:
+        return {name for owner, name in CORE_MULTILINE if owner == class_type}
+    from lora_atelier import NODE_CLASS_MAPPINGS
+
+    declared = NODE_CLASS_MAPPINGS[class_type].INPUT_TYPES()
+    entries = {**declared.get("required", {}), **declared.get("optional", {})}
+    return {name for name, entry in entries.items() if len(entry) > 1 and entry[1].get("multiline")}
 
 
 def interface(
@@ -218,27 +278,20 @@ Model**, with 512 px, more steps and the bucket sizes of your model."""
 def quickstart() -> Page:
     """Everything from drawings to a scorecard, on the built-in model."""
     page = Page()
-    base = page.add("AtelierOpenBase", (40, 60), (330, 90), base_name=PICO, dtype="fp32")
-    model = page.add("AtelierBaseToModel", (40, 210), (330, 90), base=base.out())
-    drawn = page.add(
-        "AtelierPicoDataset",
-        (40, 360),
-        (330, 160),
-        concept="kest",
-        num_images=28,
-        num_reg_images=112,
-        seed=0,
-        concept_repeats=10,
+    data_column, recipe, use, eye, numbers, results = (
+        page.column(left, width)
+        for left, width in ((40, 330), (430, 330), (820, 330), (1210, 330), (1600, 330), (1990, 420))
     )
-    data = page.add(
-        "AtelierOpenDataset", (40, 580), (330, 440), folder=drawn.out(0), reg_folder=drawn.out(1), keep_tokens=1
+    base = data_column.add("AtelierOpenBase", base_name=PICO, dtype="fp32")
+    model = data_column.add("AtelierBaseToModel", base=base.out())
+    drawn = data_column.add(
+        "AtelierPicoDataset", concept="kest", num_images=28, num_reg_images=112, seed=0, concept_repeats=10
     )
+    data = data_column.add("AtelierOpenDataset", folder=drawn.out(0), reg_folder=drawn.out(1), keep_tokens=1)
 
-    network = page.add("AtelierNetworkLora", (430, 60), (330, 110), rank=16, alpha=16.0)
-    optimizer = page.add(
+    network = recipe.add("AtelierNetworkLora", rank=16, alpha=16.0)
+    optimizer = recipe.add(
         "AtelierOptimizerAdamw",
-        (430, 230),
-        (330, 280),
         lr_unet=4e-3,
         lr_text_encoder=3e-3,
         schedule="cosine",
@@ -246,10 +299,8 @@ def quickstart() -> Page:
         beta2=0.99,
         weight_decay=0.01,
     )
-    train = page.add(
+    train = recipe.add(
         "AtelierTrainLora",
-        (430, 570),
-        (330, 740),
         base=base.out(),
         dataset=data.out(),
         network=network.out(),
@@ -264,35 +315,28 @@ def quickstart() -> Page:
         bucket_min_px=32,
         bucket_max_px=128,
     )
-    page.add("AtelierPlotLoss", (430, 1370), (330, 330), run=train.out(0))
+    recipe.add("AtelierPlotLoss", at_least=330, run=train.out(0))
 
+    # the order of what follows decides the nodes' numbers, which saved links keep; the places do not depend on it
     apply = page.add(
         "AtelierApplyLora",
-        (820, 270),
-        (330, 190),
+        (use.left, 290),
+        (use.width, 0),
         model=model.out(0),
         clip=model.out(1),
         lora=train.out(1),
         strength_model=STRENGTH,
         strength_clip=STRENGTH,
     )
-    words = page.add(
-        "AtelierPicoPrompts",
-        (820, 60),
-        (330, 150),
-        title="One trigger prompt",
-        concept="kest",
-        kind="trigger",
-        num_prompts=1,
-        seed=0,
+    words = use.add(
+        "AtelierPicoPrompts", title="One trigger prompt", concept="kest", kind="trigger", num_prompts=1, seed=0
     )
-    positive = page.add("CLIPTextEncode", (820, 520), (330, 90), title="Positive", text=words.out(0), clip=apply.out(1))
-    negative = page.add("CLIPTextEncode", (820, 670), (330, 90), title="Negative", text="", clip=apply.out(1))
-    empty = page.add("EmptyLatentImage", (820, 820), (330, 110), width=96, height=96)
-    sampled = page.add(
+    use.bottom = apply.bottom
+    positive = use.add("CLIPTextEncode", title="Positive", text=words.out(0), clip=apply.out(1))
+    negative = use.add("CLIPTextEncode", title="Negative", text="", clip=apply.out(1))
+    empty = use.add("EmptyLatentImage", width=96, height=96)
+    sampled = use.add(
         "KSampler",
-        (820, 990),
-        (330, 270),
         model=apply.out(0),
         positive=positive.out(),
         negative=negative.out(),
@@ -302,35 +346,25 @@ def quickstart() -> Page:
         scheduler="normal",
         **SAMPLING,
     )
-    decoded = page.add("VAEDecode", (820, 1310), (150, 50), samples=sampled.out(), vae=model.out(2))
-    page.add("PreviewImage", (990, 1310), (160, 160), images=decoded.out())
+    decoded = use.add("VAEDecode", samples=sampled.out(), vae=model.out(2))
+    use.add("PreviewImage", at_least=200, images=decoded.out())
 
-    words = page.add(
-        "AtelierPicoPrompts",
-        (1210, 60),
-        (330, 150),
-        title="Trigger prompts",
-        concept="kest",
-        kind="trigger",
-        num_prompts=4,
-        seed=0,
+    words = eye.add(
+        "AtelierPicoPrompts", title="Trigger prompts", concept="kest", kind="trigger", num_prompts=4, seed=0
     )
-    columns = page.add(
+    columns = eye.add(
         "AtelierAxisRunCheckpoints",
-        (1210, 270),
-        (330, 140),
         title="Columns: base, early, final",
         steps="first, last",
         strength=STRENGTH,
         run=train.out(0),
     )
-    rows = page.add("AtelierAxisPrompt", (1210, 470), (330, 90), title="Rows: trigger prompts", prompts=words.out(0))
+    rows = eye.add("AtelierAxisPrompt", title="Rows: trigger prompts", prompts=words.out(0))
     wires = {"model": model.out(0), "clip": model.out(1), "vae": model.out(2)}
     drawing = {"sampler": "euler", "scheduler": "normal", "width_px": 96, "height_px": 96, "seed": 1, **SAMPLING}
-    page.add(
+    eye.add(
         "AtelierXYGrid",
-        (1210, 620),
-        (330, 640),
+        at_least=700,
         title="Compare (Atelier)",
         **wires,
         **drawing,
@@ -339,70 +373,66 @@ def quickstart() -> Page:
         widgets={"title": "without the LoRA, early, final"},
     )
 
-    probe_words = page.add(
-        "AtelierPicoPrompts",
-        (1600, 60),
-        (330, 150),
-        title="Probe prompts",
-        concept="kest",
-        kind="mixed",
-        num_prompts=96,
-        seed=1,
+    probe_words = numbers.add(
+        "AtelierPicoPrompts", title="Probe prompts", concept="kest", kind="mixed", num_prompts=96, seed=1
     )
-    probe_columns = page.add(
-        "AtelierAxisRunCheckpoints",
-        (1600, 270),
-        (330, 140),
-        title="Columns: base, final",
-        steps="last",
-        strength=STRENGTH,
-        run=train.out(0),
+    probe_columns = numbers.add(
+        "AtelierAxisRunCheckpoints", title="Columns: base, final", steps="last", strength=STRENGTH, run=train.out(0)
     )
-    probe_rows = page.add(
-        "AtelierAxisPrompt",
-        (1600, 470),
-        (330, 110),
-        title="Rows: probe prompts",
-        prompts=probe_words.out(0),
-        seed_step=1,
-    )
-    probe = page.add(
+    probe_rows = numbers.add("AtelierAxisPrompt", title="Rows: probe prompts", prompts=probe_words.out(0), seed_step=1)
+    probe = numbers.add(
         "AtelierXYGrid",
-        (1600, 620),
-        (330, 640),
+        at_least=700,
         title="Probe (Atelier)",
         **wires,
         **drawing,
         x=probe_columns.out(),
         y=probe_rows.out(),
     )
-    score = page.add(
+    score = results.add(
         "AtelierScoreGrid",
-        (1990, 60),
-        (420, 400),
+        at_least=400,
         grid=probe.out(1),
         tagger_name=PICO,
         trigger=probe_words.out(1),
         concept_tag=probe_words.out(2),
     )
-    page.add("AtelierRunReport", (1990, 520), (420, 420), run=train.out(0), score=score.out(0))
+    results.add("AtelierRunReport", at_least=420, run=train.out(0), score=score.out(0))
 
-    page.group("1 Model and data", (20, -10, 370, 1110), "#3f789e")
-    page.group("2 Train", (410, -10, 370, 1730), "#a1309b")
-    page.group("3 Use it with core nodes", (800, -10, 370, 1600), "#3f789e")
-    page.group("4 Compare by eye", (1190, -10, 370, 1420), "#8A8")
-    page.group("5 Compare by numbers", (1580, -10, 850, 1420), "#b06634")
-    page.note(NOTE, (40, 1150), (330, 480))
+    page.group_over("1 Model and data", [data_column], "#3f789e")
+    page.group_over("2 Train", [recipe], "#a1309b")
+    page.group_over("3 Use it with core nodes", [use], "#3f789e")
+    page.group_over("4 Compare by eye", [eye], "#8A8")
+    page.group_over("5 Compare by numbers", [numbers, results], "#b06634")
+    page.note(NOTE, (40, data_column.bottom + 90), (330, 520))
     return page
+
+
+def pages() -> dict[str, Callable[[], Page]]:
+    """Every shipped workflow by name."""
+    from atelier_tests.helpers.prepare_pages import prepare_character, prepare_style
+    from atelier_tests.helpers.train_pages import (
+        compare_networks,
+        train_character_sd15,
+        train_character_sdxl,
+        train_style,
+    )
+
+    return {
+        "quickstart": quickstart,
+        "prepare-character": prepare_character,
+        "prepare-style": prepare_style,
+        "train-character-sd15": train_character_sd15,
+        "train-character-sdxl": train_character_sdxl,
+        "train-style": train_style,
+        "compare-networks": compare_networks,
+    }
 
 
 def main() -> None:
     """Write every shipped workflow."""
-    from atelier_tests.helpers.prepare_pages import prepare_character, prepare_style
-
-    quickstart().write("quickstart")
-    prepare_character().write("prepare-character")
-    prepare_style().write("prepare-style")
+    for name, make in pages().items():
+        make().write(name)
 
 
 if __name__ == "__main__":
