@@ -40,6 +40,8 @@ PANELS: Sequence[tuple[str, str]] = (
     ("l", "L  number formats"),
     ("i", "I  two triggers"),
 )
+LEGENDS: Mapping[str, Any] = {"g": (0.56, 0.52), "i": "upper left"}
+"""Where a panel's lines leave room, if not below on the right."""
 COLOURS = ("#1f6fb4", "#d95f0e", "#3a9a4b", "#8a4fb0")
 SHEET_STEP = 120
 
@@ -99,7 +101,7 @@ def curves(lines: Sequence[Line]) -> Image.Image:
         place.set_title(heading, fontsize=11, loc="left")
         place.set(xticks=steps, ylim=(-0.02, 1.02))
         place.grid(alpha=0.3)
-        place.legend(fontsize=8, loc="lower right" if experiment != "i" else "upper left")
+        place.legend(fontsize=8, loc=LEGENDS.get(experiment, "lower right"))
     figure.supxlabel("steps")
     figure.supylabel("traits seen")
     buffer = io.BytesIO()

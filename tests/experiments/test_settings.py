@@ -165,6 +165,8 @@ SHOWN = (
     "D-Adaptation Lion",
     "Prodigy",
     "between",
+    "mixed",
+    "pure fp16",
 )
 """Claims that docs/experiments.md calls reproduced."""
 
