@@ -117,7 +117,7 @@ class Sliders {
       { type: "range", step: "0.05", class: "atelier-fader", "aria-label": `weight of ${block}` });
     input.style.setProperty("--fader", COLOURS[kind] ?? COLOURS.TE);
     const label = element("span", { font: "9px sans-serif", writingMode: "vertical-rl", transform: "rotate(180deg)",
-      height: "34px", marginTop: "3px", textAlign: "right", opacity: "0.85" });
+      flex: "0 0 36px", height: "36px", minHeight: "0", marginTop: "3px", textAlign: "right", opacity: "0.85" });
     label.textContent = block;
     column.title = `${block}: double click switches between 0 and 1`;
     column.append(number, input, label);

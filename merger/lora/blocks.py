@@ -73,10 +73,8 @@ def resolve_weights(
     places: Places | None = None,
 ) -> dict[str, float]:
     """Return the factor of every row of a file; see `explain_weights` for arguments and errors."""
-    resolved = explain_weights(
-        text, family=family, stems=stems, presets=presets, elements=elements, places=places
-    )  # fmt: skip
-    return dict(resolved.weights)
+    found = explain_weights(text, family=family, stems=stems, presets=presets, elements=elements, places=places)
+    return dict(found.weights)
 
 
 def explain_weights(
