@@ -60,6 +60,10 @@ class Store:
         """Returns every file that is in the cache now, sorted; none is marked as used."""
         return sorted(path for _, _, path in self._scan())
 
+    def total_bytes(self) -> int:
+        """Returns the size of all files that are in the cache now."""
+        return sum(size_bytes for _, size_bytes, _ in self._scan())
+
     def use(self, path: Path) -> bool:
         """Marks a file of the cache as used now; returns whether it is still there."""
         with self._lock:

@@ -294,8 +294,8 @@ class LatentCache:
         """Moves what earlier versions left, one file per picture, into shards; what does not fit is passed over."""
         if not (self.folder / OLD_FOLDER).is_dir():
             return
-        taken_bytes = sum(path.stat().st_size for path in self.shards.store.files())
-        old = Store(self.folder / OLD_FOLDER, max(0, LATENTS_QUOTA_BYTES - taken_bytes))
+        quota_bytes = max(0, LATENTS_QUOTA_BYTES - self.shards.store.total_bytes())
+        old = Store(self.folder / OLD_FOLDER, quota_bytes)
         moved: list[str] = []
         with self.shards.writing() as put:
             for done, number in enumerate(missing):
@@ -306,10 +306,13 @@ class LatentCache:
                     continue
                 progress.update(done, len(missing), "moving old latents")
                 moved.append(key)
-                with contextlib.suppress(AtelierError):  # a damaged one is made again
+                try:
                     tensors = read_tensors(path)
-                    if self._fits(entry, tensors):
-                        put(number, tensors)
+                except AtelierError as damage:
+                    progress.status(f"An old file of the cache is damaged, and what it held is made again ({damage}).")
+                    continue
+                if self._fits(entry, tensors):
+                    put(number, tensors)
         for key in moved:
             old.remove(key)
         old.evict()
