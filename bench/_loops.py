@@ -163,6 +163,17 @@ def pico_components() -> Components:
     return Components(unet=get_family("sd15").load(PICO, parts=("unet",)).unet.requires_grad_(False))
 
 
+@contextlib.contextmanager
+def made_in(dtype: torch.dtype) -> Iterator[None]:
+    """New weights have this type from the start."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def random_components(family: str, *, with_text: bool, dtype: torch.dtype, device: torch.device) -> Components:
     """Full-size models of a family with random weights, made on the device; frozen."""
     from diffusers import UNet2DConditionModel
@@ -172,13 +183,13 @@ def random_components(family: str, *, with_text: bool, dtype: torch.dtype, devic
     spec = get_family(family)
     sizes: Mapping[str, Mapping[str, Any]] = spec.published  # type: ignore[attr-defined]
     tokenizer = find_tokenizer(read_header(PICO).metadata, PICO)
-    with torch.device(device):
-        unet = UNet2DConditionModel(**sizes["unet"]).to(dtype).requires_grad_(False)
+    with torch.device(device), made_in(dtype):
+        unet = UNet2DConditionModel(**sizes["unet"]).requires_grad_(False)
         encoders = []
         for encoder in spec.text_encoders if with_text else ():  # type: ignore[attr-defined]
             marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
             kind = CLIPTextModelWithProjection if encoder.pooled else CLIPTextModel
-            encoders.append(kind(CLIPTextConfig(**{**sizes[encoder.part], **marks})).to(dtype).requires_grad_(False))
+            encoders.append(kind(CLIPTextConfig(**{**sizes[encoder.part], **marks})).requires_grad_(False))
     if device.type == "cuda" and dtype != torch.float32:
         unet.to(memory_format=torch.channels_last)
     return Components(unet=unet, text_encoders=tuple(encoders), tokenizers=(tokenizer,) * len(encoders))
