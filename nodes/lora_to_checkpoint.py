@@ -21,7 +21,7 @@ from ._lora_output import path_below, source_of
 from .base import merged_lora
 from .host import get_host
 from .lora import presets_state
-from .merge_loras import lora_sockets, wired
+from .merge_loras import lora_sockets, ratios_field, wired, with_ratios
 from .widgets import ROOT_CATEGORY, params_from, socket, widgets
 
 
@@ -76,7 +76,7 @@ class MergeLorasIntoCheckpoint:
                 **required,
                 **widgets(CheckpointOutputParams),
             },
-            "optional": optional,
+            "optional": {**optional, "ratios": ratios_field()},
         }
 
     @classmethod
@@ -84,9 +84,9 @@ class MergeLorasIntoCheckpoint:
         """The owner's presets are seen when they change."""
         return presets_state()
 
-    def merge(self, base: Base, **values: Any) -> dict[str, Any]:
+    def merge(self, base: Base, ratios: str = "", **values: Any) -> dict[str, Any]:
         """Plan, and write unless it is a dry run."""
-        output, loras = params_from(CheckpointOutputParams, values), wired(values)
+        output, loras = params_from(CheckpointOutputParams, values), with_ratios(wired(values), ratios)
         live = base
         for lora in loras:
             live = live.with_lora(merged_lora(live, lora))

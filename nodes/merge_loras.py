@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
+from ..core.errors import InputError
 from ..families._base import Base
 from ..merger.lora.base_weights import BaseWeights
 from ..merger.lora.combine import CombineParams, combine
@@ -24,7 +27,7 @@ from ._lora_output import (
 )
 from .host import get_host
 from .lora import presets_state
-from .widgets import ROOT_CATEGORY, params_from, socket, widgets
+from .widgets import ROOT_CATEGORY, params_from, socket, text, widgets
 
 MOST_LORAS = 8
 
@@ -47,6 +50,42 @@ def wired(values: dict[str, Any]) -> list[Lora]:
     """The LoRAs that are wired, in order."""
     names = (f"lora_{number}" for number in range(1, MOST_LORAS + 1))
     return [values[name] for name in names if values.get(name) is not None]
+
+
+def ratios_field() -> tuple[str, dict[str, Any]]:
+    """A text with one factor for each LoRA."""
+    return text(
+        "One factor for each wired LoRA, in order, on top of its own strengths, such as 0.5, 0.8; a pair such as "
+        "0.8/0.5 is for UNet and text encoder. Empty is 1 for all."
+    )
+
+
+def with_ratios(loras: list[Lora], ratios: str) -> list[Lora]:
+    """The LoRAs with their strengths times the factors.
+
+    Raises:
+        InputError: not as many factors as LoRAs, or not numbers.
+    """
+    words = [word.strip() for word in ratios.replace(";", ",").split(",") if word.strip()]
+    if not words:
+        return loras
+    if len(words) != len(loras):
+        raise InputError(
+            f"ratios has {len(words)} factors and {len(loras)} LoRAs are wired: give one for each, or none."
+        )
+    return [_times(lora, word) for lora, word in zip(loras, words, strict=True)]
+
+
+def _times(lora: Lora, word: str) -> Lora:
+    try:
+        numbers = [float(part) for part in word.split("/")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not all(math.isfinite(factor) for factor in numbers):
+        raise InputError(f"ratios holds {word!r}, which is no number; write 0.5, or 0.8/0.5 for UNet and text encoder.")
+    return replace(
+        lora, strength_model=lora.strength_model * numbers[0], strength_clip=lora.strength_clip * numbers[-1]
+    )
 
 
 class MergeLoras:
@@ -81,6 +120,7 @@ class MergeLoras:
             "optional": {
                 **optional,
                 "base": socket("ATELIER_BASE", "The base model; only needed where a LoRA is a DoRA, OFT or (IA)^3."),
+                "ratios": ratios_field(),
             },
         }
 
@@ -89,9 +129,9 @@ class MergeLoras:
         """The owner's presets are seen when they change."""
         return presets_state()
 
-    def merge(self, base: Base | None = None, **values: Any) -> dict[str, Any]:
+    def merge(self, base: Base | None = None, ratios: str = "", **values: Any) -> dict[str, Any]:
         """Add, and write."""
-        loras = wired(values)
+        loras = with_ratios(wired(values), ratios)
         params, ranks = params_from(CombineParams, values), params_from(RankParams, values)
         output = params_from(OutputParams, values)
         settings = {**params.to_json(), **({} if params.method == "concat" else ranks.to_json())}

@@ -129,6 +129,8 @@ CASES = [
                                             b__strength_clip=0.0), ["change nothing"]),
     ("lora at some steps only", nothing, tools.merge(a__block_weights="ALL:start=3"), ["sampler steps"]),
     ("wrong block weights", nothing, tools.merge(a__block_weights="1,0,1"), ["3 numbers|3"]),
+    ("ratios for another number of loras", nothing, tools.merge(tool__ratios="0.5"), ["1 factors and 2 LoRAs"]),
+    ("ratio that is no number", nothing, tools.merge(tool__ratios="0.5, half"), ["'half'", "no number"]),
     ("two checkpoints that are one", nothing, tools.extract(tuned__base_name="tiny.safetensors"), ["both checkpoints"]),
     ("checkpoints that do not differ", tools.same_base, tools.extract(), ["do not differ"]),
     ("spectrum of no difference", tools.same_base, tools.spectrum(), ["do not differ"]),
@@ -194,7 +196,7 @@ def test_strengths_and_block_weights_are_handed_on_by_resize_and_used_by_merge(w
     opened = {"lora__strength_model": 0.5, "lora__block_weights": "OUTALL"}
     lora, _ = run(world, tools.resize(**opened))
     assert (lora.strength_model, lora.block_weights) == (0.5, "OUTALL")
-    lora, report = run(world, tools.merge(a__strength_model=0.5))
+    lora, report = run(world, tools.merge(a__strength_model=0.5, tool__ratios="2/1, 1"))
     assert (lora.strength_model, lora.block_weights) == (1.0, "")
     assert "layers are changed by all 2 LoRAs" in report
     assert set(delta_norm(lora.path).values()) == {8}

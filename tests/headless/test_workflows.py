@@ -11,6 +11,7 @@ from atelier_tests.helpers.training import draw_pictures
 from atelier_tests.helpers.workflow_pages import pages
 from lora_atelier.core.errors import AtelierError
 from lora_atelier.headless.graph import graph_from_json, read_workflow
+from lora_atelier.headless.overrides import apply_overrides
 from lora_atelier.headless.runner import check_local, load_graph, local_specs, output_files, output_texts, run_local
 from lora_atelier.headless.terminal import TerminalHost, hosting
 from lora_atelier.nodes.host.protocol import PICO_NAME, PICO_XL_NAME
@@ -188,3 +189,25 @@ def test_the_numbers_of_the_record():
     assert (style["AtelierNetworkLora"]["rank"], style["AtelierNetworkLora"]["alpha"]) == (64, 32.0)
     assert style["AtelierOpenDataset"]["keep_tokens"] == 0
     assert style["AtelierOptimizerAdamw"]["cycles"] == 4
+
+
+def test_lora_surgery_runs_every_tool(host):
+    _, specs = local_specs()
+    graph = load_graph(ROOT / "api_workflows" / "lora-surgery.json", specs)
+    of_class = {node.class_type: node_id for node_id, node in graph.nodes.items()}
+    train, grid, optimizer = (of_class[f"Atelier{name}"] for name in ("TrainLora", "XYGrid", "OptimizerAdamw"))
+    short = [f"{train}.steps=6", f"{train}.batch_size=2", f"{grid}.steps=2", f"{optimizer}.warmup_steps=0"]
+    done = run_local(apply_overrides(graph, short, specs), host)
+    said = "\n".join(output_texts(done.outcome))
+    for part in (
+        "Energy by block",
+        "Dry run: switch dry_run off to save it as",
+        "Saved as atelier/surgery.safetensors",
+        "Share of the energy in the first ranks",
+        "mean cosine 0.9",
+        "layers are changed by all 2 LoRAs",
+    ):
+        assert part in said, (part, said)
+    assert all(path.is_file() for path in output_files(done.outcome, host))
+    loras = {path.name for path in host.loras_dir().rglob("*.safetensors")}
+    assert all(name.startswith("surgery") for name in loras), "a dry run kept something"

@@ -411,6 +411,7 @@ def quickstart() -> Page:
 def pages() -> dict[str, Callable[[], Page]]:
     """Every shipped workflow by name."""
     from atelier_tests.helpers.prepare_pages import prepare_character, prepare_style
+    from atelier_tests.helpers.surgery_page import lora_surgery
     from atelier_tests.helpers.train_pages import (
         compare_networks,
         train_character_sd15,
@@ -426,6 +427,7 @@ def pages() -> dict[str, Callable[[], Page]]:
         "train-character-sdxl": train_character_sdxl,
         "train-style": train_style,
         "compare-networks": compare_networks,
+        "lora-surgery": lora_surgery,
     }
 
 
