@@ -48,7 +48,7 @@ def lora_surgery() -> Page:
 
     baked = model_files.add(
         "AtelierMergeLorasIntoCheckpoint", at_least=560, title="Into a checkpoint, saved", base=base.out(),
-        lora_1=train.out(1), file_name="atelier/surgery", dry_run=False,
+        lora_1=train.out(1), file_name="atelier/surgery", dry_run=False, dtype="fp32",
     )  # fmt: skip
     model_files.add("AtelierCheckpointDifference", at_least=700, base=base.out(), tuned=baked.out(0))
 
