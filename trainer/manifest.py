@@ -11,7 +11,8 @@ from typing import Any
 
 from ..dataset.columns import new_digest
 from ..dataset.table import Dataset, options_of
-from .config import NUMERICS_VERSION, hash_of, origins
+from .config import NUMERICS_VERSION
+from .names import hash_of, origins
 from .plan import Checked
 from .stage_text import stages_json
 

@@ -12,7 +12,7 @@ from ..core.files import known_sha256
 from ..dataset.batches import effective_repeats
 from ..dataset.captions import split_tags
 from ..dataset.table import Dataset
-from .config import differences, normal_blocks
+from .names import differences, normal_blocks
 from .optimizers._spec import ScheduledParams
 from .plan import Plan
 from .stage_text import stages_json

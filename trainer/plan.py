@@ -12,8 +12,9 @@ from ..networks._attach import AdapterSet, ModuleSettings
 from ..networks._blocks import TEXT_ENCODER
 from ..networks._spec import Network, get_network
 from ..networks._targeting import Targeting, parse_targeting
-from .config import Job, differences, normal_blocks
+from .config import Job
 from .loss_checks import check_encoders, check_loss, loss_lines, weight_notes
+from .names import differences, normal_blocks
 from .objectives._spec import Objective, find_objective
 from .optimizers._adaptive_params import AdaptiveParams
 from .optimizers._check import check_optimizer

@@ -1,11 +1,10 @@
 """One stretch of training in the folder of a run: load, plan, cache, train, finish."""
 
 import contextlib
-import copy
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,21 +24,23 @@ from ..families._tokenizer import token_counts
 from ..networks._attach import AdapterSet
 from .average import MovingAverage
 from .base_model import load_frozen
-from .checkpoints import State, latest_readable, list_checkpoints
-from .config import Job, TrainParams
+from .checkpoints import list_checkpoints
+from .config import TrainParams
 from .feeding import feed_of, forms_of, latent_cache, load_vae, texts_of
+from .hooks import new_beginnings, one_after_the_other, text_encoder_stop
 from .kohya_latents import KohyaLatents
 from .loop import Learner, Route, Standing, train
 from .loss_checks import length_notes
 from .masks import LatentMasks
 from .metadata import fixed_metadata
-from .optimizers._spec import OptimizerParams, ParamGroup
+from .optimizers._spec import ParamGroup
 from .plan import Checked, Plan, make_plan, saves_at
 from .precision import TORCH_DTYPES, OutOfMemory, Precision
 from .prior import PriorPreservation
 from .recorder import RunRecorder, standing_of
+from .resuming import Start, take_up
 from .run import RunFolder, RunRef, open_run
-from .staged import Stage, StagedFeed, StageProgress, joined, stage_at
+from .staged import StagedFeed, StageProgress, joined, stage_at
 from .starting import started
 from .weights import AdapterWeights
 
@@ -82,26 +83,6 @@ class RunResult:
     seconds_training: float
     report: str
     losses: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where a continued run begins: the state of its parent.
-
-    Attributes:
-        step: steps the parent had done.
-        state: its adapter and optimizer.
-        images_seen: pictures it had been shown.
-        batches_done: batches it had been shown.
-        optimizer_params: the parent's, where the optimizer is the same one and its state is taken over; else None, and
-            only the adapter is.
-    """
-
-    step: int
-    state: State
-    images_seen: int
-    batches_done: int
-    optimizer_params: OptimizerParams | None
 
 
 @dataclass
@@ -201,7 +182,7 @@ def train_held(
         average = None
         if job.params.ema_decay > 0.0:
             average = MovingAverage(loaded.adapter, decay=job.params.ema_decay)
-        hooks = [_new_beginnings(stages, optimizer, weights), _text_encoder_stop(job, loaded.adapter)]
+        hooks = [new_beginnings(stages, optimizer, weights), text_encoder_stop(job, loaded.adapter)]
         accepted_stems = family.accepted_stems(loaded.components)
         forms = [forms_of(checked, stage) for stage in stages]
         text_identity = f"{family.name} {text_hash(job.base, base_sha256, progress)} {job.params.precision}"
@@ -233,7 +214,7 @@ def train_held(
             epochs_done=feed.epochs_done,
             average=average,
         )
-        begun = _take_up(run, recorder, start, accumulation_steps=job.params.gradient_accumulation_steps)
+        begun = take_up(run, recorder, start, accumulation_steps=job.params.gradient_accumulation_steps)
         step = begun.step
 
         # the loop
@@ -258,7 +239,7 @@ def train_held(
             precision=precision,
             device=device,
             average=average,
-            before_step=_one_after_the_other(hooks),
+            before_step=one_after_the_other(hooks),
             after_update=loaded.adapter.limit_norms if loaded.adapter.limits_norms else None,
             preserve=preserve,
         )
@@ -284,35 +265,6 @@ def _noise_schedule(checked: Checked) -> torch.Tensor:
         params=job.objective.params,
         terminal_snr_is_zero=job.base.zero_terminal_snr,
     ).to(torch.float32)
-
-
-def _text_encoder_stop(job: Job, adapter: AdapterSet) -> Callable[[int], None] | None:
-    """Returns what freezes the text encoder's adapter at its last step; None if it is trained to the end.
-
-    What needs no gradient gets none, so its backward pass is left out and the optimizer leaves it alone.
-    """
-    stop = job.text_encoder_stop_step()
-    if stop is None:
-        return None
-    trained = [parameter for parameter in adapter.parameters_by_part()["text_encoder"] if parameter.requires_grad]
-
-    def before_step(step: int) -> None:
-        while step >= stop and trained:
-            trained.pop().requires_grad_(False)
-
-    return before_step
-
-
-def _one_after_the_other(hooks: Sequence[Callable[[int], None] | None]) -> Callable[[int], None] | None:
-    there = [hook for hook in hooks if hook is not None]
-    if not there:
-        return None
-
-    def before_step(step: int) -> None:
-        for hook in there:
-            hook(step)
-
-    return before_step
 
 
 def _route(checked: Checked, feed: StagedFeed, begun: Standing) -> Route:
@@ -345,100 +297,7 @@ def _route(checked: Checked, feed: StagedFeed, begun: Standing) -> Route:
     )
 
 
-def _new_beginnings(
-    stages: Sequence[Stage], optimizer: torch.optim.Optimizer, weights: AdapterWeights
-) -> Callable[[int], None] | None:
-    """Returns what lets the optimizer forget all it knows where a stage wants that; None if no stage does.
-
-    All of an optimizer's state goes through its ``state_dict``, so the one it has before its first step brings it back
-    there. One that averages the weights itself goes on from its average.
-    """
-    steps = {stage.first_step for stage in stages if stage.begins_anew}
-    if not steps:
-        return None
-    first_state = copy.deepcopy(optimizer.state_dict())
-
-    def before_step(step: int) -> None:
-        if step not in steps:
-            return
-        averages = hasattr(optimizer, "train") and hasattr(optimizer, "eval")
-        if averages:
-            optimizer.eval()  # type: ignore[attr-defined]
-            weights.show()
-        optimizer.load_state_dict(copy.deepcopy(first_state))
-        if averages:
-            optimizer.train()  # type: ignore[attr-defined]
-
-    return before_step
-
-
-def _take_up(run: RunFolder, recorder: RunRecorder, start: Start | None, *, accumulation_steps: int) -> Standing:
-    """Loads the last state of the run, or its parent's; returns how far that is."""
-    found = latest_readable(run.folder, recorder.progress.status)
-    begun = Standing(step=0, batches_done=0, images_seen=0, seconds=0.0)
-    if found is not None:
-        begun = standing_of(found[0], accumulation_steps=accumulation_steps)
-        _load(recorder, found[1])
-        _load_optimizer(recorder.optimizer, found[1])
-    elif start is not None:
-        begun = Standing(step=start.step, batches_done=start.batches_done, images_seen=start.images_seen, seconds=0.0)
-        _load(recorder, start.state)
-        if start.optimizer_params is not None:
-            build = recorder.plan.checked.optimizer.build
-            _load_optimizer(
-                recorder.optimizer, start.state, before=lambda groups: build(groups, start.optimizer_params)
-            )
-    run.cut_metrics(begun.step)
-    recorder.losses.extend(row["loss"] for row in open_run(run.folder).rows)
-    recorder.publish_missing()
-    if begun.step > 0:
-        recorder.progress.status(f"going on after step {begun.step}")
-    return begun
-
-
-def _load(recorder: RunRecorder, state: State) -> None:
-    recorder.adapter.load_state(state.adapter)
-    recorder.precision.load_state(state.precision)
-    if recorder.average is not None:
-        recorder.average.load_state(state.average)
-
-
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    *,
-    before: Callable[[Sequence[ParamGroup]], torch.optim.Optimizer] | None = None,
-) -> None:
-    """Loads an optimizer's state; the learning rates stay as this run has them.
-
-    Args:
-        optimizer: of this run.
-        state: to load.
-        before: builds the optimizer as the saved one was at its start, where the settings of this run may be others.
-            What the saved groups hold as it was then is a setting and stays as this run has it; what has changed since
-            is part of the state.
-    """
-    own = [dict(group) for group in optimizer.param_groups]
-    optimizer.load_state_dict(dict(state.optimizer))
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group["lr"] = settings["lr"]
-    if before is None:
-        return
-    stand_in = torch.nn.Parameter(torch.zeros(2, 2))
-    fresh = before(
-        [ParamGroup(name=group["name"], lr=1.0, parameters=[torch.nn.Parameter(stand_in.clone())]) for group in own]
-    )
-    for group, settings, start in zip(optimizer.param_groups, own, fresh.param_groups, strict=True):
-        for name in settings.keys() - {"params", "lr"}:
-            if name in start and not isinstance(group[name], torch.Tensor) and group[name] == start[name]:
-                group[name] = settings[name]
-
-
-def _move(loaded: _Loaded, device: torch.device, *, half: bool) -> None:
-    """Brings model and adapter to the device.
-
-    A GPU's convolutions in 16 bits want the channels last: else every one of them turns its pictures around and back.
-    """
+def _move(loaded: _Loaded, device: torch.device) -> None:
     components = loaded.components
     components.unet.to(device)
     if half and device.type == "cuda":

@@ -22,17 +22,19 @@ from .augment import AugmentParams
 from .caches import ContentIndex, index_of
 from .caption_params import CaptionParams, steps_of
 from .checkpoints import Checkpoint, list_checkpoints, load_state
-from .config import Job, TrainParams, hash_of
+from .config import Job, TrainParams
 from .kohya_latents import KohyaLatents, find_files
 from .manifest import data_hash, make_manifest
 from .masks import LatentMasks, MaskRules, mask_contents
+from .names import hash_of
 from .objectives._spec import objectives
 from .optimizers._spec import OptimizerParams, optimizers
 from .plan import Checked, check_job
 from .precision import OutOfMemory
 from .recorder import standing_of
+from .resuming import Start
 from .run import RunFolder, RunInfo, RunRef, check_writable, find_runs, new_run, open_run, publish_file, runs_folder
-from .session import Places, RunResult, Start, train_held
+from .session import Places, RunResult, train_held
 from .staged import Stage
 from .starting import StartLora
 

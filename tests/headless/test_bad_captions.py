@@ -9,8 +9,10 @@ from PIL import Image
 
 from atelier_tests.headless.test_bad_input import check_message, contents, run, tiny_base, world
 from atelier_tests.helpers.api_graphs import node, train
+from atelier_tests.helpers.bad_world import lora_tensors
 from atelier_tests.helpers.full_size import TINY, write_tiny_checkpoint
 from lora_atelier.core.errors import AtelierError
+from lora_atelier.core.tensors import write_tensors
 
 __all__ = ["tiny_base", "world"]
 
@@ -54,6 +56,15 @@ def cut_mask(world):
 
 def reg_folder(world):
     shutil.copytree(world.input / "good", world.input / "reg")
+
+
+def empty_reg(world):
+    (world.input / "reg").mkdir()
+
+
+def sdxl_lora(world):
+    stem = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    write_tensors(world.loras / "xl.safetensors", lora_tensors(stem), {"ss_base_model_version": "sdxl_base_v1-0"})
 
 
 def captioned(text):

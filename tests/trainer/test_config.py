@@ -2,7 +2,8 @@
 
 import pytest
 
-from lora_atelier.trainer.config import TrainParams, differences, normal_blocks, origins
+from lora_atelier.trainer.config import TrainParams
+from lora_atelier.trainer.names import differences, normal_blocks, origins
 
 
 def test_settings_round_trip_and_are_documented() -> None:

@@ -21,9 +21,9 @@ from lora_atelier.core.tensors import TensorFile
 from lora_atelier.dataset.table import Dataset
 from lora_atelier.trainer.checkpoints import list_checkpoints
 from lora_atelier.trainer.config import Job
+from lora_atelier.trainer.hooks import new_beginnings
 from lora_atelier.trainer.plan import check_job
 from lora_atelier.trainer.run import open_run
-from lora_atelier.trainer.session import _new_beginnings
 from lora_atelier.trainer.staged import Stage, StagedFeed, StageProgress, joined, stage_at
 from lora_atelier.trainer.stages import StageParams, TrainStage, stage_steps
 from lora_atelier.trainer.train import RunResult, train_lora
@@ -132,7 +132,7 @@ def test_an_optimizer_that_begins_anew(job: MakeJob, name: str) -> None:
 
     parameter, optimizer = build(torch.ones(4, 3))
     stages = check_job(replace(job(**SMALL), stages=(stage(steps=BORDER), stage(optimizer_state="begin anew")))).stages
-    before_step = _new_beginnings(stages, optimizer, AdapterWeights(stochastic_rounding=False))
+    before_step = new_beginnings(stages, optimizer, AdapterWeights(stochastic_rounding=False))
     assert before_step is not None
     for step in range(6):
         before_step(step)
