@@ -297,7 +297,11 @@ def _route(checked: Checked, feed: StagedFeed, begun: Standing) -> Route:
     )
 
 
-def _move(loaded: _Loaded, device: torch.device) -> None:
+def _move(loaded: _Loaded, device: torch.device, *, half: bool) -> None:
+    """Brings model and adapter to the device.
+
+    A GPU's convolutions in 16 bits want the channels last: else every one of them turns its pictures around and back.
+    """
     components = loaded.components
     components.unet.to(device)
     if half and device.type == "cuda":
