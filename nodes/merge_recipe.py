@@ -13,10 +13,12 @@ from ..merger.recipe.board import parse_board
 from ..merger.recipe.read import read_recipe, recipe_of_file
 from ..merger.shares import share_report
 from ._changes import named_file_state
-from ._merge import MERGE, open_named, state_of_names, vae_of, variables_of
+from ._merge import MERGE, MODEL_KINDS, node_of, open_named, state_of_names, vae_of, variables_of
 from .host import get_host
-from .widgets import ROOT_CATEGORY, combo, text
+from .widgets import ROOT_CATEGORY, combo, socket, text
 
+WIRED = ("a", "b", "c", "d")
+"""Sockets whose models the lines name as variables."""
 DEFAULT_RECIPE = """\
 # OUT = A + B, share of B      or      OUT = A + B + C, factor of (B - C)
 # then, if wanted: fp16, safetensors. __O1__ or its name is an earlier line's result.
@@ -61,6 +63,10 @@ class MergeRecipe:
             "optional": {
                 "variables": text("Values of the variables, one to a line: SD15 = v1-5-pruned.", multiline=True),
                 "result": text("Name or number of the line whose result is given; empty for the last."),
+                **{
+                    name: socket(MODEL_KINDS, f"A checkpoint or merge that the lines call __{name.upper()}__.")
+                    for name in WIRED
+                },
             },
         }
 
@@ -72,13 +78,15 @@ class MergeRecipe:
         try:
             values = variables_of(variables or "")
             names = [name for lane in parse_board(recipe).lanes for name in lane.models]
-            return state_of_names([values.get(name.strip("_"), name) for name in names])
+            values |= dict.fromkeys((name.upper() for name in WIRED), "")
+            return state_of_names([name for name in (values.get(name.strip("_"), name) for name in names) if name])
         except AtelierError as refusal:
             return str(refusal)  # it comes again when the node runs
 
-    def read(self, recipe: str, variables: str = "", result: str = "") -> dict[str, Any]:
+    def read(self, recipe: str, variables: str = "", result: str = "", **values: Any) -> dict[str, Any]:
         """Read it and look the models up."""
-        found = read_recipe(recipe, open_named, variables_of(variables), vae_of)
+        wired = {name.upper(): node_of(values[name], name) for name in WIRED if values.get(name) is not None}
+        found = read_recipe(recipe, open_named, variables_of(variables), vae_of, wired)
         chosen = _chosen(found, result)
         handle = MergeHandle(
             node=chosen.node,

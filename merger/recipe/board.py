@@ -150,13 +150,19 @@ def _is_variable(name: str) -> bool:
     return _VARIABLE.match(name) is not None and _OWN_NUMBER.match(name) is None
 
 
-def read_board(text: str, open_model: OpenModel, variables: Mapping[str, str] | None = None) -> Recipe:
+def read_board(
+    text: str,
+    open_model: OpenModel,
+    variables: Mapping[str, str] | None = None,
+    wired: Mapping[str, Node] | None = None,
+) -> Recipe:
     """Reads lines and looks their models up.
 
     Args:
         text: The lines.
         open_model: Opens a checkpoint by its name.
         variables: What is put in for ``__NAME__``, by the name with or without the underscores.
+        wired: Models or merges that stand for variables, by the name without the underscores.
 
     Raises:
         InputError: A line is wrong, refers to itself or to a later one, or a variable has no value.
@@ -164,15 +170,18 @@ def read_board(text: str, open_model: OpenModel, variables: Mapping[str, str] | 
     """
     board = parse_board(text)
     values = {name.strip().strip("_"): value.strip() for name, value in (variables or {}).items()}
-    builder = _Builder(board, values, open_model)
+    builder = _Builder(board, values, wired or {}, open_model)
     results = [builder.result(lane) for lane in board.lanes]
     return Recipe(kind="lines", results=tuple(results), notes=tuple(builder.notes))
 
 
 class _Builder:
-    def __init__(self, board: Board, values: Mapping[str, str], open_model: OpenModel) -> None:
+    def __init__(
+        self, board: Board, values: Mapping[str, str], wired: Mapping[str, Node], open_model: OpenModel
+    ) -> None:
         self._board = board
         self._values = values
+        self._wired = wired
         self._open = open_model
         self._done: list[Node] = []
         self.notes: list[str] = []
@@ -199,6 +208,8 @@ class _Builder:
         if found is not None:
             return self._numbered(int(found[1]), name, lane)
         if _is_variable(name):
+            if name.strip("_") in self._wired:
+                return self._wired[name.strip("_")]
             name = self._value(name, lane)
         earlier = [other for other in self._board.lanes[: lane.number - 1] if other.out == _plain(name)]
         if earlier:

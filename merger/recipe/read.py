@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.errors import FormatError, InputError
 from ...core.tensors import Header
-from ..expression import Model, from_json
+from ..expression import Model, Node, from_json
 from ..metadata import RECIPE_KEY, RECIPE_TYPE, WEBUI_MODELS_KEY, WEBUI_RECIPE_KEY
 from ..plan import OutputParams
 from ._spec import OpenModel, Recipe, Result
@@ -25,6 +25,7 @@ def read_recipe(
     open_model: OpenModel,
     variables: Mapping[str, str] | None = None,
     open_vae: Callable[[Model, str], Model] | None = None,
+    wired: Mapping[str, Node] | None = None,
 ) -> Recipe:
     """Reads lines, a ``.mecha`` text, or the metadata of a merged file.
 
@@ -33,6 +34,7 @@ def read_recipe(
         open_model: Opens a checkpoint by its name.
         variables: Values of the variables of lines.
         open_vae: Gives a model another VAE by its name, for recipes of our own.
+        wired: Models or merges that stand for variables of lines.
 
     Raises:
         InputError: The recipe is wrong in itself; what and where is said.
@@ -48,7 +50,7 @@ def read_recipe(
         return _read_json(table_of(start, "the recipe"), open_model, open_vae)
     if start.startswith("version "):
         return read_mecha(start, open_model)
-    return read_board(text, open_model, variables)
+    return read_board(text, open_model, variables, wired)
 
 
 def _read_json(
