@@ -212,3 +212,28 @@ def test_lora_surgery_runs_every_tool(host):
     assert all(path.is_file() for path in output_files(done.outcome, host))
     loras = {path.name for path in host.loras_dir().rglob("*.safetensors")}
     assert all(name.startswith("surgery") for name in loras), "a dry run kept something"
+
+
+def test_merge_recipe_writes_one_file_and_draws_three_models(host):
+    _, specs = local_specs()
+    graph = load_graph(ROOT / "api_workflows" / "merge-recipe.json", specs)
+    trained = next(node_id for node_id, node in graph.nodes.items() if node.class_type == "AtelierTrainLora")
+    optimizer = graph.nodes[trained].inputs["optimizer"][0]
+    drawn = next(node_id for node_id, node in graph.nodes.items() if node.class_type == "AtelierPicoDataset")
+    quick = [
+        f"{drawn}.num_images=4",
+        f"{drawn}.num_reg_images=0",
+        f"{trained}.steps=2",
+        f"{trained}.batch_size=1",
+        f"{optimizer}.warmup_steps=0",
+    ]
+    quick += [f"{node_id}.steps=1" for node_id, node in graph.nodes.items() if node.class_type == "KSampler"]
+    done = run_local(apply_overrides(graph, quick, specs), host)
+    assert done.warnings == ()
+    folder = host.checkpoints_dir() / "atelier"
+    assert sorted(path.name for path in folder.iterdir()) == ["merged.safetensors", "pico-kest.safetensors"]
+    said = "\n".join(output_texts(done.outcome))
+    for part in ("pico (built in): +0.250", "atelier/pico-kest.safetensors: +0.750", "DRY RUN: nothing is written",
+                 "position ids are written as int64", "rule OUT03-OUT05:attn2:1"):  # fmt: skip
+        assert part in said, part
+    assert len(output_files(done.outcome, host)) >= 12

@@ -410,6 +410,7 @@ def quickstart() -> Page:
 
 def pages() -> dict[str, Callable[[], Page]]:
     """Every shipped workflow by name."""
+    from atelier_tests.helpers.merge_pages import merge_recipe
     from atelier_tests.helpers.prepare_pages import prepare_character, prepare_style
     from atelier_tests.helpers.surgery_page import lora_surgery
     from atelier_tests.helpers.train_pages import (
@@ -428,6 +429,7 @@ def pages() -> dict[str, Callable[[], Page]]:
         "train-style": train_style,
         "compare-networks": compare_networks,
         "lora-surgery": lora_surgery,
+        "merge-recipe": merge_recipe,
     }
 
 
