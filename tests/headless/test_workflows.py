@@ -234,6 +234,6 @@ def test_merge_recipe_writes_one_file_and_draws_three_models(host):
     assert sorted(path.name for path in folder.iterdir()) == ["merged.safetensors", "pico-kest.safetensors"]
     said = "\n".join(output_texts(done.outcome))
     for part in ("pico (built in): +0.250", "atelier/pico-kest.safetensors: +0.750", "DRY RUN: nothing is written",
-                 "position ids are written as int64", "rule OUT03-OUT05:attn2:1"):  # fmt: skip
+                 "position ids are written as int64", "rule   OUT03-OUT05:attn2:1"):  # fmt: skip
         assert part in said, part
     assert len(output_files(done.outcome, host)) >= 12

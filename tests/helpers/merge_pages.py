@@ -76,10 +76,10 @@ def merge_recipe() -> Page:
     merged = page.add("AtelierBaseToModel", (place, 210), (WIDTH, 90), title="The recipe's file", base=saved.out(0))
     for number, (title, loader) in enumerate((("base", first), ("recipe", merged), ("by blocks", live))):
         _drawing(page, title, loader, place + (number + 1) * COLUMN)
-    page.group("1 Two models", (LEFT - 20, -10, 2 * COLUMN - 30, 1850), "#3f789e")
-    page.group("2 Recipe and dry run", (LEFT - 20 + 2 * COLUMN, -10, COLUMN - 30, 1850), "#a1309b")
-    page.group("3 Save, or merge by blocks", (LEFT - 20 + 3 * COLUMN, -10, COLUMN - 30, 1850), "#b06634")
-    page.group("4 Look", (LEFT - 20 + 4 * COLUMN, -10, 4 * COLUMN - 30, 1850), "#8A8")
+    page.group("1 Two models", (LEFT - 20, -10, 2 * COLUMN - 30, 2150), "#3f789e")
+    page.group("2 Recipe and dry run", (LEFT - 20 + 2 * COLUMN, -10, COLUMN - 30, 2150), "#a1309b")
+    page.group("3 Save, or merge by blocks", (LEFT - 20 + 3 * COLUMN, -10, COLUMN - 30, 2150), "#b06634")
+    page.group("4 Look", (LEFT - 20 + 4 * COLUMN, -10, 4 * COLUMN - 30, 2150), "#8A8")
     page.note(NOTE, (40, 60), (NOTE_WIDTH, 900))
     return page
 
