@@ -206,7 +206,7 @@ def compare_networks() -> Page:
     page.group_over("2 The two networks", [one, other], "#a1309b")
     page.group_over("3 Side by side", [eye], "#8A8")
     page.group_over("4 Counted", [counts], "#b06634")
-    page.note(COMPARE_NOTE, (40, 60), (NOTE_WIDTH, 560))
+    page.note(COMPARE_NOTE, (40, 60), (NOTE_WIDTH, 420))
     return page
 
 
@@ -225,7 +225,7 @@ def _sources(page: Page, base_name: str, *, shuffle_captions: bool, keep_tokens:
 
 def _training(page: Page, base: Placed, data: Placed, **settings: Any) -> Placed:
     column = page.column(LEFT + 2 * COLUMN, WIDTH)
-    train = column.add("AtelierTrainLora", at_least=1060, base=base.out(), dataset=data.out(), **settings)
+    train = column.add("AtelierTrainLora", at_least=1240, base=base.out(), dataset=data.out(), **settings)
     column.add("AtelierPlotLoss", at_least=330, run=train.out(0))
     page.group_over("3 Train", [column], "#a1309b")
     return train
@@ -250,7 +250,7 @@ def _comparison(page: Page, model: Placed, train: Placed, prompts: str, *, size_
 def _frames(page: Page, recipe: Column, comparison: list[Column], note: str) -> None:
     page.group_over("2 What is trained, and how", [recipe], "#b06634")
     page.group_over("4 Compare the checkpoints", comparison, "#8A8")
-    page.note(note, (40, 60), (NOTE_WIDTH, 820))
+    page.note(note, (40, 60), (NOTE_WIDTH, 600))
 
 
 def as_tested(form: dict[str, Any], *, base_name: str, folder: str) -> dict[str, Any]:

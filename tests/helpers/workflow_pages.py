@@ -43,6 +43,8 @@ CORE_SEEDS = {("KSampler", "seed")}
 CORE_MULTILINE = {("CLIPTextEncode", "text")}
 ROW_PX, WIDGET_PX, TEXT_PX, FOOT_PX, BARE_FOOT_PX = 20, 24, 54, 14, 6
 """How the page lays a node out: its sockets in rows, its widgets, fields of several lines, and what stays below."""
+FADERS_PX = {"AtelierApplyLora": 196}
+"""What the pack's own page script puts below the widgets of a node: the faders of block weights."""
 TITLE_PX = 30
 """Height of the bar above a node's place."""
 GAP_PX = 60
@@ -219,7 +221,8 @@ def least_height(class_type: str) -> int:
     lines = len(multiline(class_type))
     seeds = sum(owner == class_type for owner, _ in CORE_SEEDS)
     plain = len(widgets) - lines + seeds
-    return rows * ROW_PX + plain * WIDGET_PX + lines * TEXT_PX + FOOT_PX
+    added = FADERS_PX.get(class_type, 0)
+    return rows * ROW_PX + plain * WIDGET_PX + lines * TEXT_PX + FOOT_PX + added
 
 
 def multiline(class_type: str) -> set[str]:
