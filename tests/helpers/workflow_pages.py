@@ -43,7 +43,7 @@ CORE_SEEDS = {("KSampler", "seed")}
 CORE_MULTILINE = {("CLIPTextEncode", "text")}
 ROW_PX, WIDGET_PX, TEXT_PX, FOOT_PX, BARE_FOOT_PX = 20, 24, 54, 14, 6
 """How the page lays a node out: its sockets in rows, its widgets, fields of several lines, and what stays below."""
-FADERS_PX = {"AtelierApplyLora": 196}
+FADERS_PX = {"AtelierApplyLora": 196, "AtelierOpenLora": 196}
 """What the pack's own page script puts below the widgets of a node: the faders of block weights."""
 TITLE_PX = 30
 """Height of the bar above a node's place."""
