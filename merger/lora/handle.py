@@ -181,11 +181,3 @@ def explain_strengths(
     return explain_weights(
         lora.block_weights, family=lora.family, stems=lora_stems(lora.path), presets=presets, elements=elements
     )
-
-
-def stem_strengths(
-    lora: Lora, *, presets: Presets | None = None, elements: ElementSets | None = None
-) -> tuple[Mapping[str, float], tuple[str, ...]]:
-    """Return the factor of every module and the report; see `explain_strengths`."""
-    resolved = explain_strengths(lora, presets=presets, elements=elements)
-    return resolved.factors, resolved.report

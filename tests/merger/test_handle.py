@@ -8,7 +8,7 @@ import torch
 
 from lora_atelier.core.errors import AtelierError, FormatError, InputError
 from lora_atelier.core.tensors import write_tensors
-from lora_atelier.merger.lora.handle import lora_stems, open_lora, stem_of_key, stem_strengths
+from lora_atelier.merger.lora.handle import explain_strengths, lora_stems, open_lora, stem_of_key
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -122,14 +122,14 @@ def test_strengths_of_stems(tmp_path):
         **few_keys("lora_unet_up_blocks_1_attentions_0_proj_in"),
     }
     lora = open_lora(write_lora(tmp_path / "x.safetensors", keys=keys), "x", block_weights="NIN")
-    strengths, report = stem_strengths(lora)
-    assert [strengths[stem] for stem in sorted(strengths)] == [1.0, 0.0, 1.0]
-    assert "NIN" in report[0]
+    found = explain_strengths(lora)
+    assert [found.factors[stem] for stem in sorted(found.factors)] == [1.0, 0.0, 1.0]
+    assert "NIN" in found.report[0]
 
 
 def test_all_needs_no_known_blocks(tmp_path):
     keys = {**few_keys("lora_unet_odd_thing"), **few_keys("lora_unet_mid_block_attentions_0_proj_in")}
     path = write_lora(tmp_path / "x.safetensors", keys=keys)
-    assert set(stem_strengths(open_lora(path, "x", block_weights="ALL"))[0].values()) == {1.0}
+    assert set(explain_strengths(open_lora(path, "x", block_weights="ALL")).factors.values()) == {1.0}
     with pytest.raises(FormatError, match="odd_thing"):
-        stem_strengths(open_lora(path, "x", block_weights="NIN"))
+        explain_strengths(open_lora(path, "x", block_weights="NIN"))

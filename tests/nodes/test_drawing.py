@@ -15,7 +15,7 @@ from lora_atelier.core.errors import AtelierError
 from lora_atelier.core.tensors import write_tensors
 from lora_atelier.evaluator.axes._spec import AxisValue, AxisValues
 from lora_atelier.evaluator.cells import ADD_LORAS
-from lora_atelier.merger.lora.handle import open_lora, stem_strengths
+from lora_atelier.merger.lora.handle import explain_strengths, open_lora
 from lora_atelier.nodes import _draw
 from lora_atelier.nodes.host import set_host
 
@@ -127,9 +127,9 @@ def test_a_lora_is_looked_into_once_however_many_cells_it_has(host: FakeHost, mo
 
     def counted(lora: Any, **options: Any) -> Any:
         looked.append(lora)
-        return stem_strengths(lora, **options)
+        return explain_strengths(lora, **options)
 
-    monkeypatch.setattr(_draw, "stem_strengths", counted)
+    monkeypatch.setattr(_draw, "explain_strengths", counted)
     draw(host, **loras_by_prompts(host))
     assert len(looked) == 1
 

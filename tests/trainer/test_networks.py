@@ -19,7 +19,7 @@ from lora_atelier.dataset.table import Dataset
 from lora_atelier.families._base import open_base
 from lora_atelier.families._spec import Target
 from lora_atelier.families._targets import every_target
-from lora_atelier.merger.lora.blocks import block_strengths, family_blocks, resolve_weights
+from lora_atelier.merger.lora.blocks import explain_weights
 from lora_atelier.merger.lora.handle import lora_family, lora_stems, open_lora
 from lora_atelier.networks._apply import module_change, split_file
 from lora_atelier.networks._attach import AdapterSet
@@ -183,8 +183,7 @@ def test_block_weights_scale_every_network(variant: str, whole: World, host: Any
     stems = lora_stems(result.lora_path)
     numbers = ["1"] * 26
     numbers[1 + 12 + 1 + 3], numbers[1 + 12 + 1 + 4] = "0", "0.5"
-    weights = resolve_weights(",".join(numbers), family="sd15", stems=stems)
-    strengths = block_strengths(stems, weights, family_blocks(lora.family))
+    strengths = explain_weights(",".join(numbers), family=lora.family, stems=stems).factors
     on, model, clip, _ = host
     tensors = read_tensors(result.lora_path)
     model.base.unet.activate(())
