@@ -84,11 +84,13 @@ class Inspection:
         return sorted(total.items(), key=lambda item: (-item[1], item[0]))
 
     def triggers(self) -> list[str]:
-        """What the file says calls it, and tags that every picture of a folder has."""
+        """What the file says calls it, and the most frequent tags of each folder that no other folder has."""
         told = [self.metadata.get("modelspec.trigger_phrase", "").strip()]
-        for counts in tag_counts(self.metadata.get("ss_tag_frequency", "")).values():
+        folders = list(tag_counts(self.metadata.get("ss_tag_frequency", "")).values())
+        for counts in folders:
+            own = {tag: n for tag, n in counts.items() if sum(tag in other for other in folders) == 1}
             most = max(counts.values(), default=0)
-            told += [tag for tag, count in counts.items() if count == most][:2]
+            told += [tag for tag, count in own.items() if count == most][:2]
         return list(dict.fromkeys(tag for tag in told if tag))
 
 
