@@ -14,7 +14,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from .errors import AtelierError, FormatError
@@ -380,29 +379,3 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 def elements(shape: Sequence[int]) -> int:
     """Number of elements of a shape."""
     return math.prod(shape)
-
-
-class _Closing:
-    """Several readers, closed together."""
-
-    def __init__(self, readers: Sequence[TensorReader]) -> None:
-        self.readers = tuple(readers)
-
-    def __enter__(self) -> tuple[TensorReader, ...]:
-        return self.readers
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for reader in self.readers:
-            reader.close()
-
-
-def open_readers(paths: Sequence[Path]) -> _Closing:
-    """Opens several files for streaming, closed when the block ends.
-
-    Raises:
-        FormatError: One is not a safetensors file, or a truncated one.
-        StorageError: One cannot be read.
-    """
-    return _Closing([TensorReader(path) for path in paths])
