@@ -207,9 +207,11 @@ def test_a_crop_is_scored_as_the_part_it_is(tmp_path, tagger, index):
 
 def test_cancel_keeps_what_is_done_and_the_next_run_goes_on(tagger, make_dataset, index, monkeypatch):
     dataset = make_dataset(120)
+    quick = tagger.score_batch
+    monkeypatch.setattr(tagger, "score_batch", lambda pictures: (time.sleep(0.01 * len(pictures)), quick(pictures))[1])
     seen = counting(tagger, monkeypatch)
     with pytest.raises(Cancelled):
-        score_dataset(dataset, tagger, index, progress=CancelAfter(12), workers=2)
+        score_dataset(dataset, tagger, index, progress=CancelAfter(2), workers=2)
     done = ScoreStore(index, tagger).count()
     assert 0 < done == len(seen) < 120
     scored = score_dataset(dataset, tagger, index, workers=2)

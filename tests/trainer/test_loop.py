@@ -203,10 +203,11 @@ def test_gradient_checkpointing_gives_the_same_numbers(job: MakeJob, places: Pla
     assert checkpointed.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
-def test_a_frozen_text_encoder_is_encoded_once(job: MakeJob, places: Places, pictures: Path) -> None:
+def test_a_frozen_text_encoder_is_encoded_once(job: MakeJob, places: Places, pictures: Path, tmp_path: Path) -> None:
     fixed = open_pictures(pictures, shuffle_captions=False)
     progress = RecordingProgress()
-    result = train_lora(job(steps=3, dataset=fixed, train_text_encoder=False), progress=progress, **places)
+    alone = {**places, "cache_dir": tmp_path / "cache"}
+    result = train_lora(job(steps=3, dataset=fixed, train_text_encoder=False), progress=progress, **alone)
     num_encoded = sum(text == "encoding captions" for _, _, text in progress.updates)
     assert num_encoded == 5 + 1  # the empty caption is always among them
     assert all("lora_te" not in name for name in read_tensors(result.lora_path))

@@ -7,6 +7,7 @@ import torch
 
 from lora_atelier.families._spec import Components
 from lora_atelier.trainer import session
+from lora_atelier.trainer.config import TrainParams
 
 
 class OldTextEncoder(torch.nn.Linear):
@@ -31,7 +32,7 @@ class NewUnet(torch.nn.Linear):
 def test_checkpointing_is_never_re_entrant(asked: bool) -> None:
     unet, text_encoder = NewUnet(1, 1).eval(), OldTextEncoder(1, 1).eval()
     components = Components(unet=unet, text_encoders=(text_encoder,))
-    session._prepare(components, gradient_checkpointing=asked)
+    session._prepare(components, TrainParams(gradient_checkpointing=asked))
     assert unet.calls == asked
     assert text_encoder.given == ({"use_reentrant": False} if asked else None)
     assert unet.training == text_encoder.training == asked
