@@ -20,6 +20,13 @@ FORMS_KEPT = 65_536
 """Pictures whose forms stay in memory."""
 
 
+def holds_wildcards(dataset: "Dataset") -> bool:
+    """Whether any caption, or any folder's prefix, has a word to draw."""
+    if any(has_wildcards(subset.caption_prefix) for subset in dataset.subsets):
+        return True
+    return any(has_wildcards(dataset.caption(row)) for row in range(len(dataset)))
+
+
 class CaptionForms:
     """Makes the caption of any picture at any time, from the seeds of its batch alone.
 
@@ -46,7 +53,7 @@ class CaptionForms:
         """Whether any caption differs from time to time."""
         if captions_vary(self.dataset) or self.warmup is not None:
             return True
-        return self.wildcards and any(has_wildcards(self.dataset.caption(row)) for row in range(len(self.dataset)))
+        return self.wildcards and holds_wildcards(self.dataset)
 
     def text(self, picture: int, caption_seed: int, *, run_seed: int = 0, showing: int = 0, step: int = 0) -> str:
         """The text that one picture is trained with this time.

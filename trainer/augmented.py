@@ -4,9 +4,9 @@ import numpy as np
 
 from ..dataset.batches import KEEP, MERGE, BatchFacts, effective_repeats
 from ..dataset.buckets import BucketAssignment, BucketRule, assign_buckets
+from ..dataset.caption_forms import holds_wildcards
 from ..dataset.resolutions import EACH, TieredRule, assign_tiers, spread
 from ..dataset.table import Dataset
-from ..dataset.wildcards import has_wildcards
 from ..dataset.words import counted
 from .augment import AugmentParams
 from .config import Job
@@ -106,7 +106,7 @@ def augment_warnings(
             f"caption_variants is {augment.caption_variants}, but the text encoder is trained: it reads a new form of "
             "each caption every time."
         )
-    if augment.wildcards and not any(has_wildcards(job.dataset.caption(row)) for row in range(len(job.dataset))):
+    if augment.wildcards and not holds_wildcards(job.dataset):
         found.append("wildcards is on, but no caption holds any, such as {red|blue}.")
     if augment.variants > max(1.0, shown):
         found.append(
