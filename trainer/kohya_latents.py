@@ -7,7 +7,10 @@ fp32 as ``latents`` (or ``latents_HHxWW``, numbered by latent size), ``original_
 
 import hashlib
 import io
+import lzma
+import tokenize
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +34,21 @@ SPARE_BYTES = 4096
 """What an array's header may take."""
 PROBES = 3
 """Pictures that are encoded here as well, to see whether the files come from the same kind of VAE."""
-SCALED_ABOVE, SAME_WITHIN, LIKE_ABOVE = 0.5, 0.25, 0.8
+SAME_WITHIN, LIKE_ABOVE = 0.25, 0.8
+UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,  # the array's own header claims more than there is
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What unpacking a damaged file raises beside ValueError."""
 
 
 class Buckets(Protocol):
@@ -171,7 +188,7 @@ def read_file(path: Path, bucket: Bucket) -> Found:
         is_object = "Object arrays" in str(cause)
         why = "it holds pickled objects, which are never read" if is_object else "the file is damaged"
         raise UnfitFile(why) from cause
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as cause:
+    except UNREADABLE as cause:
         raise UnfitFile("the file is damaged") from cause
 
 

@@ -1,5 +1,6 @@
 """Latents of kohya's scripts: taken where they fit, passed over with a reason where they do not."""
 
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -205,3 +206,34 @@ def test_a_file_that_changes_while_the_run_begins_is_named(own: Path, tmp_path: 
     path.write_bytes(b"gone")
     with pytest.raises(StorageError, match=r"00\.npz changed while the run began"):
         given.read(0, assign_buckets(dataset, RULE), flipped=False)
+
+
+def claiming(header: bytes) -> bytes:
+    """A file whose one array has this header and nothing behind it."""
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as file:
+        file.writestr("latents.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    return raw.getvalue()
+
+
+def broken_stream() -> bytes:
+    """A compressed file whose bytes do not unpack."""
+    raw = io.BytesIO()
+    np.savez_compressed(raw, latents=np.random.default_rng(0).random((4, 6, 10), dtype=np.float32))
+    return bytes(byte ^ 255 if 60 <= place < 110 else byte for place, byte in enumerate(raw.getvalue()))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        claiming(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000,), }\n"),
+        claiming(b"{'descr': ((('<f4'" + b" " * 40 + b"\n"),
+        broken_stream(),
+    ],
+    ids=["petabytes", "header that does not end", "compressed"],
+)
+def test_files_that_do_not_unpack(raw: bytes, own: Path, tmp_path: Path) -> None:
+    (own / "2_ring" / "00.npz").write_bytes(raw)
+    found = found_in(open_pictures(own), tmp_path)
+    assert not found.paths
+    assert dict(found.refused) == {"the file is damaged": 1}
