@@ -132,8 +132,9 @@ class KeptTexts:
         folder = self.folder / TEXTS_FOLDER
         self._number = {caption: number for number, caption in enumerate(distinct)}
         keys = [text_key(caption, self.identity) for caption in distinct]
-        first = self._encoded(distinct[0])
-        row_bytes = sum(tensor.numel() * tensor.element_size() for tensor in _row(first).values()) + ROW_BYTES
+        # The longest, for texts may take several windows: what is asked of disk and device must never be too little.
+        largest = self._encoded(max(distinct, key=len))
+        row_bytes = sum(tensor.numel() * tensor.element_size() for tensor in _row(largest).values()) + ROW_BYTES
         quota_bytes = max(TEXTS_QUOTA_BYTES, 2 * row_bytes * len(distinct))
         shards = Shards(folder, keys, quota_bytes=quota_bytes, status=progress.status)
         try:
