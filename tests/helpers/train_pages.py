@@ -37,7 +37,7 @@ The numbers are those of a public log of many such trainings:
 | | |
 |---|---|
 | rank, alpha | 16, a quarter of it: 4 (16 for very few pictures) |
-| blocks | `IN04-07, OUT03-06` and the text encoder: same likeness, less memory, smaller file |
+| blocks | `IN04-07, OUT03-06` and the text encoder: less memory, smaller file; all blocks if the likeness suffers |
 | optimizer | D-Adaptation Lion, rate 1, betas 0.9 and 0.999, no decay: clothes come out better, and sooner |
 | steps | 4,000 to 6,000; a checkpoint every 1,000, and the grid shows which one to keep |
 | size | 512 px, sides of 320 to 1536; fp16, gradient checkpointing, seed 42 |
@@ -59,7 +59,7 @@ The numbers are those of a public log of many such trainings:
 | rank, alpha | 8, a quarter of it: 2 |
 | trained | the UNet alone: pictures and captions are encoded once and the text encoders leave the memory |
 | optimizer | AdamW at 1e-4 |
-| numbers | mixed precision (bf16; fp16 on older cards). Weights that are trained in 16 bits learn nothing |
+| numbers | mixed precision (bf16; fp16 on older cards); `trained_dtype` stays fp32: fp16 learns nothing |
 | steps | 4,000, a checkpoint every 1,000, and the grid shows which one to keep |
 | size | 1024 px, sides of 512 to 2048; gradient checkpointing |
 
