@@ -168,7 +168,7 @@ class TrainParams(Params):
     )
     trained_dtype: str = param(
         "fp32",
-        doc="Number format of what is trained. fp16 and bf16 lose small updates, and usually nothing is learned; bf16 "
+        doc="Number format of what is trained. fp16 learns nothing, bf16 loses small updates in long runs; bf16 "
         "needs stochastic_rounding.",
         choices=DTYPES,
         advanced=True,
