@@ -80,6 +80,7 @@ The numbers are those of a public log of many such trainings:
 | optimizer | AdamW at 1e-4, cosine with 4 restarts, 300 steps of warm-up |
 | steps | 9,000, a checkpoint every 1,500, and the grid shows which one to keep |
 | size | 512 px, sides of 320 to 1536; fp16, gradient checkpointing, seed 42 |
+| colours | hue and brightness vary a little (**Augment**); take it out where the style is in its colours |
 
 The prompts on the right are of things that your pictures need not show: a style is learned when it reaches them."""
 
@@ -147,8 +148,14 @@ def train_style() -> Page:
         "AtelierOptimizerAdamw", lr_unet=1e-4, lr_text_encoder=5e-5, schedule="cosine_with_restarts", cycles=4,
         warmup_steps=300,
     )  # fmt: skip
+    augment = recipe.add(
+        "AtelierTrainAugment", title="Augment", variants=3, random_crop=False, colour_jitter=True,
+        brightness_min=0.95, brightness_max=1.05, contrast_min=1.0, contrast_max=1.0, saturation_min=1.0,
+        saturation_max=1.0, hue_min_degrees=-16.0, hue_max_degrees=16.0,
+    )  # fmt: skip
     train = _training(
-        page, base, data, network=network.out(), optimizer=optimizer.out(), run_name="my-style", steps=9000,
+        page, base, data, network=network.out(), optimizer=optimizer.out(), augment=augment.out(),
+        run_name="my-style", steps=9000,
         batch_size=2, resolution_px=512, seed=42, precision="fp16", save_every_steps=1500,
         gradient_checkpointing=True, bucket_min_px=320, bucket_max_px=1536,
     )  # fmt: skip
