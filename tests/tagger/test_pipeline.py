@@ -1,5 +1,7 @@
 """Scoring a data set: the store, resuming, cancel, damaged pictures, parity."""
 
+import io
+import os
 import shutil
 import threading
 import time
@@ -140,13 +142,30 @@ def test_a_file_too_large_to_keep_is_scored_the_same(tagger, make_dataset, index
     np.testing.assert_array_equal(first.scores.values, again.scores.values)
 
 
-@pytest.mark.parametrize("hint", [True, False])
-def test_files_are_read_ahead_on_any_system(tmp_path, monkeypatch, hint):
-    (tmp_path / "a").write_bytes(bytes(3 << 20))
-    if not hint:
-        monkeypatch.delattr(scoring_pass.os, "posix_fadvise", raising=False)
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no hints about files")
+def test_the_system_is_told_to_read_a_file_ahead(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"picture")
+    hints = []
+    monkeypatch.setattr(scoring_pass.os, "posix_fadvise", lambda _, *given: hints.append(given))
     scoring_pass.fetch(tmp_path / "a")
     scoring_pass.fetch(tmp_path / "none")
+    assert hints == [(0, 0, os.POSIX_FADV_WILLNEED)]
+
+
+def test_a_file_is_read_to_its_end_where_the_system_takes_no_hint(tmp_path, monkeypatch):
+    monkeypatch.delattr(scoring_pass.os, "posix_fadvise", raising=False)
+    monkeypatch.setattr(scoring_pass, "_PIECE_BYTES", 1000)
+    (tmp_path / "a").write_bytes(bytes(2500))
+    pieces = []
+
+    class Watched(io.FileIO):
+        def readinto(self, buffer):
+            pieces.append(super().readinto(buffer))
+            return pieces[-1]
+
+    monkeypatch.setattr(scoring_pass, "open", lambda path, *_, **__: Watched(path), raising=False)
+    scoring_pass.fetch(tmp_path / "a")
+    assert pieces == [1000, 1000, 500, 0]
 
 
 def test_equal_contents_are_inferred_once(tmp_path, tagger, make_dataset, index, monkeypatch):
