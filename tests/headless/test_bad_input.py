@@ -272,6 +272,17 @@ def test_bad_input(world, monkeypatch, prepare, graph, said):
     assert not [name for name in new if name.endswith(".tmp") or name.startswith(("models", "input"))], new
 
 
+def check_training_refused(world, graph, said):
+    """One clear sentence before any work: nothing that was there is lost, nothing half is left, no run is begun."""
+    before = contents(world.base_dir)
+    with pytest.raises(AtelierError) as caught:
+        run(world, graph)
+    check_message(str(caught.value), said)
+    after = contents(world.base_dir)
+    assert {name: after.get(name) for name in before} == before, "something that was there is lost or changed"
+    assert not [name for name in set(after) - set(before) if name.endswith(".tmp") or "runs" in name]
+
+
 def check_message(message, said):
     assert "\n" not in message.strip(), message
     assert len(message) < 900, message
